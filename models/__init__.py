@@ -1,0 +1,1 @@
+"""The Spectral Dictionary model and its parts, in PyTorch."""

@@ -1,0 +1,1 @@
+"""Run a bundle: text generation with numpy, onnxruntime and tokenizers alone."""
