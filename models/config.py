@@ -1,0 +1,137 @@
+"""What a model is made of: one validated, frozen description, and the presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any
+
+LAYERS = ("ringing", "clock")
+ACTIVATIONS = ("softmax", "tanh", "gelu", "silu", "identity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A Spectral Dictionary model. Letters in brackets are the paper's."""
+
+    vocab_size: int
+    """Number of tokens [V]."""
+    layer: str = "ringing"
+    """Kind of spectral layer: `ringing` (streams, the product) or `clock` (the paper, literally)."""
+    num_layers: int = 1
+    """Number of spectral layers."""
+    width: int = 256
+    """Width of an embedding [D]."""
+    num_atoms: int = 256
+    """Atoms in each layer's dictionary [K]."""
+    conv_width: int = 4
+    """Tokens that the causal convolution of the mixing encoder sees, the current one included."""
+    activation: str = "silu"
+    """Activation of the mixing encoder."""
+    window: int = 128
+    """Period of the clock, and the length of a training window [L]."""
+    residual: bool = True
+    """Layers add to a normalised residual stream; False: a bare x̂ = layer(x), as in the paper."""
+    glu_width: int = 0
+    """Hidden width of the gated linear unit that follows each spectral layer; 0 for none."""
+    copy_window: int = 0
+    """How many recent tokens the pointer-generator head can copy [M]; 0 for a plain head."""
+    copy_width: int = 64
+    """Width of the pointer's keys and queries."""
+    dropout: float = 0.0
+    """Dropout on the embedding, on what each layer adds, and before the head."""
+    embedding_dropout: float = 0.0
+    """Probability that a whole word of the vocabulary is dropped for one batch."""
+
+    def __post_init__(self) -> None:
+        _choice("layer", self.layer, LAYERS)
+        _choice("activation", self.activation, ACTIVATIONS)
+        for name in ("vocab_size", "num_layers", "width", "num_atoms", "conv_width", "window", "copy_width"):
+            _integer(name, getattr(self, name), 1)
+        for name in ("glu_width", "copy_window"):
+            _integer(name, getattr(self, name), 0)
+        for name in ("dropout", "embedding_dropout"):
+            rate = getattr(self, name)
+            if not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(f"model.{name} must lie in [0, 1), got {rate!r}")
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"model.residual must be true or false, got {self.residual!r}")
+        if not self.residual and self.num_layers > 1:
+            raise ValueError(
+                f"model.residual = false is the paper's single layer, got num_layers = {self.num_layers}: "
+                "set num_layers = 1 or residual = true"
+            )
+
+    @property
+    def mixing_size(self) -> int:
+        """Numbers in one mixing vector: K, or 2K (real parts, then imaginary parts) where atoms ring."""
+        return 2 * self.num_atoms if self.layer == "ringing" else self.num_atoms
+
+    @property
+    def state_layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of the pieces of a sequence's state, in their order."""
+        pieces: list[tuple[str, tuple[int, ...]]] = []
+        for i in range(self.num_layers):
+            pieces.append((f"layers.{i}.conv", (self.conv_width - 1, self.width)))
+            if self.layer == "ringing":
+                pieces.append((f"layers.{i}.atoms", (2, self.num_atoms)))
+        if self.layer == "clock":
+            pieces.append(("clock", (1,)))
+        if self.copy_window:
+            pieces.append(("copy.last_key", (1, self.copy_width)))
+            pieces.append(("copy.keys", (self.copy_window, self.copy_width)))
+            pieces.append(("copy.ids", (self.copy_window,)))
+        return tuple(pieces)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in a sequence's state [S]."""
+        return sum(math.prod(shape) for _, shape in self.state_layout)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Read the fields; an unknown or a missing one raises ValueError."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        missing = sorted(needed - set(values))
+        if missing:
+            raise ValueError(f"model field {missing[0]!r} is missing")
+        return cls(**values)
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"model.{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"model.{name} must be a whole number of at least {least}, got {value!r}")
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # The paper's single layer: no residual stream, a pointer that sees one window.
+    "paper": ModelConfig(
+        vocab_size=4096, layer="clock", width=512, num_atoms=256, activation="tanh", residual=False, copy_window=128
+    ),
+    "edge-nano": ModelConfig(vocab_size=4096, num_layers=3, width=128, num_atoms=128, glu_width=256),
+    "edge-micro": ModelConfig(vocab_size=4096, num_layers=4, width=256, num_atoms=256, glu_width=512),
+    "edge-small": ModelConfig(vocab_size=4096, num_layers=4, width=512, num_atoms=256, glu_width=1024),
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """Return a preset's config with some fields changed.
+
+    >>> preset("edge-micro", vocab_size=2048).width
+    256
+    """
+    _choice("preset", name, tuple(PRESETS))
+    return replace(PRESETS[name], **changes)

@@ -1,0 +1,121 @@
+"""Ringing atoms: every token strikes the dictionary, and each atom rings on as a damped sinusoid.
+
+    u_t = silu(conv(x_t))                               the mixing encoder: causal, depthwise
+    v_t, f_t, g_t = W u_t + b                           strike, ring, listen (K each)
+    f_t = max(sigmoid(f_t + λ), e^−5)                   damping, gated by the token
+    z_t = f_t · e^{iω} · z_{t−1} + (1 − f_t) · v_t      K complex numbers of state
+    c_t = silu(g_t) · z_t                               the mixing vector
+    x̂_t[d] = Σ_k Re c_t[k] · A[k,d] cos Φ[k,d] − Im c_t[k] · A[k,d] sin Φ[k,d]
+
+The dictionary (A, Φ) is held as the two matrices A cos Φ and −A sin Φ, one on top of the other, so that
+synthesis is one product; amplitude and phase are read back from them. ω and λ are learned.
+
+For training, h_t = e^{−iωt} z_t turns with the atoms: its recurrence is real, and a scan computes it.
+
+Shapes: T time, B batch, D width, K atoms; 2 is real and imaginary part.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .config import ModelConfig
+from .layers import CausalConv, activation
+from .scan import LOG_DECAY_FLOOR, scan_chunks, scan_steps
+
+OMEGA_RANGE = (1e-3, math.pi)
+LAMBDA_RANGE = (1.0, 6.0)
+
+
+class RingingAtoms(nn.Module):
+    """The spectral layer that the product runs on."""
+
+    state_names = ("conv", "atoms")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, K = config.width, config.num_atoms
+        self.num_atoms = K
+        self.conv = CausalConv(D, config.conv_width)
+        self.strike = nn.Linear(D, 3 * K)
+        self.synthesis = nn.Linear(2 * K, D, bias=False)  # weight: (D, [A cos Φ | −A sin Φ])
+        self.omega = nn.Parameter(torch.logspace(*(math.log10(w) for w in OMEGA_RANGE), K))
+        # Damping is spread over the atoms in an order of its own, so that every pitch has short and long atoms.
+        spread = torch.linspace(*LAMBDA_RANGE, K)
+        self.damping = nn.Parameter(spread[torch.arange(K) * _coprime(K) % K])
+        self.activation = activation(config.activation)
+
+    @property
+    def amplitude(self) -> Tensor:
+        """The dictionary's amplitudes A, (K, D)."""
+        return torch.hypot(*self.synthesis.weight.T.chunk(2))
+
+    @property
+    def phase(self) -> Tensor:
+        """The dictionary's phases Φ, (K, D)."""
+        cosine, minus_sine = self.synthesis.weight.T.chunk(2)
+        return torch.atan2(-minus_sine, cosine)
+
+    def forward(self, x_TBD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return x̂ (T, B, D), the mixing vectors (T, B, 2K) and the new state, for a whole window."""
+        u_TBD, conv_BWD = self.conv(x_TBD, conv_BWD)
+        v_TBK, f_TBK, g_TBK = self.strike(self.activation(u_TBD)).chunk(3, dim=-1)
+        z_TB2K = self._ring(v_TBK.float(), f_TBK.float(), atoms_B2K)
+        mixing_TBM = (functional.silu(g_TBK.float())[:, :, None] * z_TB2K).flatten(2)
+        return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWD, z_TB2K[-1])
+
+    def _ring(self, v_TBK: Tensor, f_TBK: Tensor, atoms_B2K: Tensor) -> Tensor:
+        f_TBK = f_TBK + self.damping
+        time = torch.arange(1, len(v_TBK) + 1, device=v_TBK.device)[:, None, None]
+        angle = self.omega.float() * time  # (T, 1, K)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        if v_TBK.is_cuda:
+            log_f = functional.logsigmoid(f_TBK).clamp_min(LOG_DECAY_FLOOR)
+            b_TBK = -torch.expm1(log_f) * v_TBK
+            h = scan_chunks(log_f[:, :, None], torch.stack([b_TBK * cos, -b_TBK * sin], dim=2), atoms_B2K)
+        else:
+            f = torch.sigmoid(f_TBK).clamp_min(math.exp(LOG_DECAY_FLOOR))
+            b_TBK = (1 - f) * v_TBK
+            h = scan_steps(f[:, :, None], torch.stack([b_TBK * cos, -b_TBK * sin], dim=2), atoms_B2K)
+        real, imag = h.unbind(2)
+        return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=2)
+
+    def step(self, x_BD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return x̂ (B, D), the mixing vector (B, 2K) and the new state, for one token."""
+        taps = torch.cat([conv_BWD, x_BD[:, None]], dim=1)
+        u_BD = (taps * self.conv.weight).sum(1) + self.conv.bias
+        v, f, g = self.strike(self.activation(u_BD)).chunk(3, dim=-1)
+        f = torch.sigmoid(f + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
+        real, imag = atoms_B2K.unbind(1)
+        cos, sin = torch.cos(self.omega), torch.sin(self.omega)
+        atoms_B2K = torch.stack([f * (cos * real - sin * imag) + (1 - f) * v, f * (sin * real + cos * imag)], dim=1)
+        mixing_BM = (functional.silu(g)[:, None] * atoms_B2K).flatten(1)
+        return self.synthesis(mixing_BM), mixing_BM, (taps[:, 1:], atoms_B2K)
+
+    def naive(self, x_TD: Tensor) -> Tensor:
+        """Return x̂ (T, D) of one sequence from its start, as the formula at the head of this file reads."""
+        width = len(self.conv.weight)
+        z = torch.zeros(self.num_atoms, dtype=torch.complex128)
+        turn = torch.exp(1j * self.omega.double())
+        out = []
+        for t in range(len(x_TD)):
+            u = self.conv.bias.double()
+            for tap in range(width):
+                if (source := t - width + 1 + tap) >= 0:
+                    u = u + self.conv.weight[tap].double() * x_TD[source]
+            v, f, g = (self.strike.weight.double() @ self.activation(u) + self.strike.bias.double()).chunk(3)
+            f = torch.sigmoid(f + self.damping.double()).clamp_min(math.exp(LOG_DECAY_FLOOR))
+            z = f * turn * z + (1 - f) * v
+            c = functional.silu(g) * z
+            atoms = self.amplitude.double() * torch.exp(1j * self.phase.double())
+            out.append((c[:, None] * atoms).real.sum(0))
+        return torch.stack(out)
+
+
+def _coprime(count: int) -> int:
+    """Return a step near the golden section of `count` that visits every index once."""
+    return next(step for step in range(max(1, round(count * 0.618)), count + 2) if math.gcd(step, count) == 1)

@@ -1,0 +1,187 @@
+"""The composite loss: α·‖X̂−X‖² + β·‖|STFT(X̂)|−|STFT(X)|‖² + γ·NLL + δ·L_prior.
+
+The squared norms are divided by the number of elements and the likelihoods by the number of tokens, so that a
+weight means the same at any batch and window (the paper leaves its scale open). A term of weight zero is never
+computed.
+
+Shapes: T time, B batch, D width, V vocabulary, M mixing vector, G components of the prior, N = T·B tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional
+
+from sdgm_edge.models import SDGM, Features
+from sdgm_edge.models.pointer import copy_log_probs
+
+N_FFT, HOP = 256, 64
+LOGITS_AT_ONCE = 1 << 24
+"""Logits held at once: 64 MiB of float32, however large the vocabulary or the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """How much each term of the loss counts. Letters in brackets are the paper's."""
+
+    reconstruction: float = 0.0
+    """Mean squared error between the last synthesis and the embedding [α]."""
+    spectrum: float = 0.0
+    """Mean squared error between their STFT magnitudes [β]."""
+    language: float = 1.0
+    """Negative log-likelihood of the next token [γ]."""
+    prior: float = 0.0
+    """Negative log-likelihood of the mixing vectors under the Gaussian mixture [δ]."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            weight = getattr(self, name)
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise ValueError(f"loss.{name} must be a number of at least 0, got {weight!r}")
+        if not any(getattr(self, name) for name in self.__slots__):
+            raise ValueError("all loss weights are 0: nothing would be trained")
+
+
+class _VocabularyNLL(torch.autograd.Function):
+    """Sum of −log p(target) over tokens, chunk by chunk; the gradient is made in the same pass.
+
+    p is the softmax over the vocabulary or, where a pointer gives the log shares of both, its gated mixture
+    with what is copied. A chunk's logits become its gradient in place: two copies of a chunk, never more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        log_gate: Tensor | None,
+        log_copy: Tensor | None,
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        low_hidden, low_weight = hidden.detach().to(dtype), weight.detach().to(dtype)
+        total = hidden.new_zeros((), dtype=torch.float64)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias)
+        said_share = torch.ones(len(targets), device=hidden.device)
+        rows = max(1, LOGITS_AT_ONCE // len(weight))
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            target = targets[part, None]
+            logits = (low_hidden[part] @ low_weight.T).float().add_(bias)
+            top = logits.amax(1, keepdim=True)
+            log_p = (logits.gather(1, target) - top).squeeze(1)
+            normaliser = logits.sub_(top).exp_().sum(1)
+            log_p = log_p - normaliser.log()
+            if log_gate is not None and log_copy is not None:
+                said = log_gate[part] + log_p
+                log_p = torch.logaddexp(said, log_copy[part])
+                said_share[part] = torch.exp(said - log_p)
+            total -= log_p.sum()
+            if wanted:  # ∂/∂logits = share · (softmax − one-hot)
+                grad = logits.mul_((said_share[part] / normaliser)[:, None])
+                grad.scatter_add_(1, target, -said_share[part, None])
+                grad_bias += grad.sum(0)
+                low_grad = grad.to(dtype)
+                grad_hidden[part] = low_grad @ low_weight
+                grad_weight += low_grad.T @ low_hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, said_share)
+        ctx.has_copy = log_gate is not None  # type: ignore[attr-defined]
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight, grad_bias, said_share = ctx.saved_tensors  # type: ignore[attr-defined]
+        gate, copy = (-said_share * grad, (said_share - 1) * grad) if ctx.has_copy else (None, None)  # type: ignore[attr-defined]
+        return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, gate, copy
+
+
+def vocabulary_nll(features: Features, model: SDGM, targets_TB: Tensor) -> Tensor:
+    """Return the sum of −log p(target) over a window, in bounded memory."""
+    log_gate = log_copy = None
+    if features.pointed is not None:
+        log_gate = features.pointed.log_gate_TB.flatten()
+        log_copy = (features.pointed.log_copy_TB + copy_log_probs(features.pointed, targets_TB)).flatten()
+    total: Tensor = _VocabularyNLL.apply(  # type: ignore[no-untyped-call]
+        features.hidden_TBD.flatten(0, 1), model.embedding.weight, model.bias, targets_TB.flatten(), log_gate, log_copy
+    )
+    return total
+
+
+@functools.lru_cache(maxsize=8)
+def _stft_basis(num_steps: int, device: torch.device) -> Tensor:
+    """Return the STFT of a window of that length as one matrix, (T, 2·bins·frames): it is linear."""
+    eye = torch.eye(num_steps, device=device)
+    hann = torch.hann_window(N_FFT, device=device)
+    # Centred frames over a zero-padded signal: a window shorter than N_FFT still has a spectrum.
+    spectrum = torch.stft(eye, N_FFT, HOP, window=hann, center=True, pad_mode="constant", return_complex=True)
+    return torch.cat([spectrum.real.flatten(1), spectrum.imag.flatten(1)], dim=1)
+
+
+def stft_magnitude(x_TBD: Tensor) -> Tensor:
+    """Return |STFT| along time of every feature, (B, D, bins·frames)."""
+    real, imag = (x_TBD.permute(1, 2, 0) @ _stft_basis(len(x_TBD), x_TBD.device)).float().chunk(2, dim=-1)
+    return torch.sqrt(real.square() + imag.square() + 1e-12)
+
+
+class Terms(NamedTuple):
+    """The loss and what it is made of, unweighted; None where a term is off."""
+
+    loss: Tensor
+    language: Tensor | None
+    reconstruction: Tensor | None
+    spectrum: Tensor | None
+    prior: Tensor | None
+
+
+class Objective(nn.Module):
+    """A model and its loss in one module, so that DDP and `torch.compile` see a single forward pass."""
+
+    prior_log_weights: Tensor
+    prior_means: Tensor
+    prior_variances: Tensor
+
+    def __init__(self, model: SDGM, weights: LossWeights, num_components: int) -> None:
+        super().__init__()
+        self.model, self.weights = model, weights
+        M = model.config.mixing_size
+        self.register_buffer("prior_log_weights", torch.full((num_components,), -math.log(num_components)))
+        self.register_buffer("prior_means", torch.zeros(num_components, M))
+        self.register_buffer("prior_variances", torch.ones(num_components, M))
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, state_BS: Tensor) -> tuple[Terms, Features]:
+        """Return the terms of the loss, and the features they came from, for one window of each sequence."""
+        w, f = self.weights, self.model.features(ids_BT.T, state_BS)
+        loss = f.hidden_TBD.new_zeros((), dtype=torch.float32)
+        language = reconstruction = spectrum = prior = None
+        if w.language:
+            language = vocabulary_nll(f, self.model, targets_BT.T) / targets_BT.numel()
+            loss = loss + w.language * language
+        if w.reconstruction:
+            reconstruction = functional.mse_loss(f.rebuilt_TBD.float(), f.embedded_TBD.float())
+            loss = loss + w.reconstruction * reconstruction
+        if w.spectrum:
+            spectrum = functional.mse_loss(stft_magnitude(f.rebuilt_TBD), stft_magnitude(f.embedded_TBD))
+            loss = loss + w.spectrum * spectrum
+        if w.prior:
+            prior = -self.prior_log_density(f.mixing_TBM.flatten(0, 1)).mean()
+            loss = loss + w.prior * prior
+        return Terms(loss, language, reconstruction, spectrum, prior), f
+
+    def prior_log_density(self, c_NM: Tensor) -> Tensor:
+        """Return log p(c) under the diagonal mixture, (N,)."""
+        with torch.autocast(c_NM.device.type, enabled=False):
+            c, precision = c_NM.float(), 1 / self.prior_variances
+            quadratic = c.square() @ precision.T - 2 * c @ (self.prior_means * precision).T
+            constant = (self.prior_means.square() * precision + torch.log(2 * math.pi * self.prior_variances)).sum(1)
+            return torch.logsumexp(self.prior_log_weights - (quadratic + constant) / 2, dim=1)
