@@ -1,0 +1,232 @@
+"""From logits to a token.
+
+The knobs of `SamplingParams` apply in this order, each to what the one before has left:
+
+1. `forced_tokens`, one a step, before anything is drawn
+2. `repetition_penalty`, `logit_bias`
+3. `no_repeat_ngram_size`, `banned_tokens` and the caller's `allowed` set
+4. `temperature` (0 takes the likeliest token and ends here)
+5. `top_k`, `top_p`, `min_p`
+6. one uniform number, and the inverse of the cumulative distribution in the order of ids
+
+The vocabulary is reduced to a few candidates in float32, and the candidates are weighed in float64: the
+rounding of `exp`, which differs between processors, then hardly ever moves a draw to another token.
+
+V vocabulary.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ParameterError, StateError
+from .parameters import SamplingParams, refuse
+
+__all__ = ["Sampled", "Sampler", "SamplingParams"]
+
+Floats = NDArray[np.floating[Any]]
+Choice = NDArray[np.integer[Any]] | NDArray[np.bool_]
+
+
+class Sampled(NamedTuple):
+    """One token, and what the model thought of it.
+
+    `logprob` and `top` (id and log-probability, likeliest first) are natural logarithms in the model's own
+    distribution: temperature 1, before penalties, bias and filters. None and () unless `logprobs` is on.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class _Window:
+    """The last `size` ids as one contiguous array, in constant time per token."""
+
+    def __init__(self, size: int, ids: Sequence[int]) -> None:
+        self._size, self._end = size, 0
+        self._ids = np.zeros(2 * size, np.int64)
+        for token in ids[-size:]:
+            self.push(token)
+
+    def push(self, token: int) -> None:
+        if self._end == len(self._ids):
+            self._end = self._size - 1
+            self._ids[: self._end] = self._ids[len(self._ids) - self._end :]
+        self._ids[self._end] = token
+        self._end += 1
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return self._ids[max(0, self._end - self._size) : self._end]
+
+    def completing(self, size: int) -> NDArray[np.int64]:
+        """The ids that would complete a run of `size` tokens which the window holds already."""
+        ids = self.ids
+        places = len(ids) - size + 1
+        if places < 1:
+            return ids[:0]
+        hits = np.ones(places, bool)
+        for offset, token in enumerate(ids[len(ids) - size + 1 :]):
+            hits &= ids[offset : offset + places] == token
+        return ids[size - 1 :][hits]
+
+
+class Sampler:
+    """Chooses one token after another; remembers what it chose. One sampler serves one text."""
+
+    def __init__(self, params: SamplingParams, vocab_size: int, context_ids: Sequence[int] = ()) -> None:
+        """`context_ids` is the text so far. Raises ParameterError on ids beyond the vocabulary."""
+        for name in ("banned_tokens", "forced_tokens", "logit_bias"):
+            for token in getattr(params, name):
+                if token >= vocab_size:
+                    raise refuse(name, f"ids below {vocab_size}", token, "use this model's tokenizer")
+        self.params = params
+        self._buffer_V = np.empty(vocab_size, np.float32)
+        self._rng = params.rng()
+        self._forced = deque(params.forced_tokens)
+        self._banned = np.array(sorted(set(params.banned_tokens)), np.int64)
+        self._biased = np.array(list(params.logit_bias), np.int64)
+        self._bias = np.array(list(params.logit_bias.values()), np.float32)
+        self._penalty = np.float32(params.repetition_penalty)
+        looks_back = params.repetition_penalty != 1 or params.no_repeat_ngram_size > 0
+        self._window = _Window(params.repetition_window, context_ids) if looks_back else None
+        self._adjusts = looks_back or len(self._banned) > 0 or len(self._biased) > 0
+
+    def sample(self, logits_V: Floats, allowed: Choice | None = None) -> Sampled:
+        """Choose the next token.
+
+        `allowed` limits the choice to some ids (as ids, or as one bool per id); forced tokens wait for None.
+        Raises ParameterError where no token is left, StateError where the logits hold NaN or +inf.
+        """
+        logits_V = np.asarray(logits_V, np.float32)
+        if logits_V.shape != self._buffer_V.shape:
+            raise refuse("logits", f"shape {self._buffer_V.shape}", logits_V.shape, "give one position")
+        if self._forced and allowed is None:
+            token = self._forced.popleft()
+        elif self._adjusts or allowed is not None:
+            token = self._choose(self._adjust(logits_V, allowed))
+        else:
+            token = self._choose(logits_V)
+        if self._window is not None:
+            self._window.push(token)
+        if self.params.logprobs is None:
+            return Sampled(token)
+        logprobs_V = logits_V - np.float32(_log_sum_exp(logits_V))
+        top = _largest(logprobs_V, self.params.logprobs)
+        top = top[np.argsort(-logprobs_V[top], kind="stable")]
+        return Sampled(
+            token, float(logprobs_V[token]), tuple(zip(top.tolist(), logprobs_V[top].tolist(), strict=True))
+        )
+
+    def _adjust(self, logits_V: Floats, allowed: Choice | None) -> Floats:
+        """Apply all that changes single logits, in the sampler's own buffer."""
+        x_V = self._buffer_V
+        np.copyto(x_V, logits_V)
+        if self._window is not None:
+            if self._penalty != 1:
+                # A logit counts from that of the uniform distribution: its sign then means something, whether
+                # or not the graph has normalised. All is read before it is written: repeated ids count once.
+                zero = np.float32(_log_sum_exp(logits_V) - math.log(len(x_V)))
+                seen = x_V[self._window.ids] - zero
+                x_V[self._window.ids] = np.where(seen > 0, seen / self._penalty, seen * self._penalty) + zero
+            if self.params.no_repeat_ngram_size:
+                banned = self._window.completing(self.params.no_repeat_ngram_size)
+                x_V[banned] = -np.inf
+        x_V[self._biased] += self._bias
+        x_V[self._banned] = -np.inf
+        if allowed is not None:
+            kept = x_V[allowed]
+            x_V.fill(-np.inf)
+            x_V[allowed] = kept
+        return x_V
+
+    def _choose(self, x_V: Floats) -> int:
+        best = int(x_V.argmax())  # the first NaN, where there is one
+        top = x_V[best]
+        if not math.isfinite(top):
+            raise _hopeless(float(top))
+        p = self.params
+        if p.temperature == 0:
+            return best
+        with np.errstate(
+            over="ignore"
+        ):  # what lies further below the top than float32 can say weighs nothing
+            total = None
+            if 0 < p.top_k < len(x_V):
+                ids = _largest(x_V, p.top_k)
+            elif p.top_p < 1:
+                weights_V = np.exp((x_V - top) * np.float32(1 / p.temperature))
+                total = float(weights_V.sum())
+                # All tokens below this weight together cannot make up the part that top_p leaves out.
+                ids = (weights_V >= (1 - p.top_p) * total / len(x_V)).nonzero()[0]
+            elif p.min_p > 0:
+                ids = (x_V >= top + p.temperature * math.log(p.min_p)).nonzero()[0]
+            else:
+                weights_V = np.exp((x_V - top) * np.float32(1 / p.temperature))
+                return _draw(weights_V, self._rng.random())
+            weights = np.exp((x_V[ids].astype(np.float64) - top) / p.temperature)
+        keep = None
+        if p.top_p < 1:
+            mass = np.sort(weights)[::-1].cumsum()
+            count = int(mass.searchsorted(p.top_p * (mass[-1] if total is None else total))) + 1
+            keep = _largest(weights, count)
+            ids, weights = ids[keep], weights[keep]
+        if p.min_p > 0:
+            keep = weights >= p.min_p  # the likeliest weighs 1
+            ids, weights = ids[keep], weights[keep]
+        return int(ids[_draw(weights, self._rng.random())])
+
+
+def _hopeless(top: float) -> ParameterError | StateError:
+    if top == -math.inf:
+        return refuse(
+            "sampling", "at least one token to choose from", "none",
+            "ban fewer tokens, or lower no_repeat_ngram_size or repetition_window",
+        )  # fmt: skip
+    return StateError(
+        f"logits: expected finite numbers, got {top}; the session's state or the bundle is damaged: "
+        "start a new session, and check the bundle with `sdgm-edge verify`"
+    )
+
+
+def _log_sum_exp(x_V: Floats) -> float:
+    top = x_V.max()
+    if not math.isfinite(top):
+        raise _hopeless(float(top))
+    return float(top) + math.log(float(np.exp(x_V - top).sum()))
+
+
+def _largest(values: Floats, count: int) -> NDArray[np.intp]:
+    """Places of the `count` largest values, in rising order; of equal ones the first."""
+    if count >= len(values):
+        return np.arange(len(values))
+    if count == 0:
+        return np.arange(0)
+    floor = np.partition(values, len(values) - count)[len(values) - count]
+    places: NDArray[np.intp] = (values >= floor).nonzero()[0]
+    if len(places) > count:
+        ties = (values[places] == floor).nonzero()[0]
+        places = np.delete(places, ties[count - len(places) :])
+    return places
+
+
+def _draw(weights: Floats, uniform: float, block: int = 64) -> int:
+    """Return the place at which the cumulative weight passes `uniform` times their sum.
+
+    Blocks first, then inside one block: a long running sum is the slow part.
+    """
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), block), dtype=np.float64).cumsum()
+    target = uniform * sums[-1]
+    first = _passes(sums, target)
+    inside = weights[first * block : (first + 1) * block].cumsum(dtype=np.float64)
+    return first * block + _passes(inside, max(0.0, target - (sums[first] - inside[-1])))
+
+
+def _passes(rising: NDArray[np.float64], target: float) -> int:
+    """The first place above `target`; by rounding there may be none, then the first that reaches the end."""
+    return int(min(rising.searchsorted(target, "right"), rising.searchsorted(rising[-1])))
