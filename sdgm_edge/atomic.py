@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,4 +34,5 @@ def replacing(path: Path, error: type[SdgmError]) -> Iterator[BinaryIO]:
         why = reason.strerror or reason
         raise error(f"{path} cannot be written: {why}; free some space, or choose another folder") from reason
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()

@@ -131,9 +131,14 @@ def prepare_corpus(
     train = open_documents(sources, spool=cache)
     if valid_sources:
         valid = open_documents(valid_sources, spool=cache)
-        if shared := {part.sha256 for part in train} & {part.sha256 for part in valid}:
-            names = ", ".join(part.name for part in valid if part.sha256 in shared)
-            log.warning("%s is both training and validation text: its figures will flatter", names)
+        hashes = {document.sha256 for document in train}
+        if shared := [document.name for document in valid if document.sha256 in hashes]:
+            log.warning(
+                "%s (%d of %d validation texts) is training text too: figures on it flatter",
+                shared[0],
+                len(shared),
+                len(valid),
+            )
     else:
         train, valid = split_documents(train)
     tokenizer = tokenizer or _tokenizer(train, tokenizer_kind, vocab_size, cache, tell)
