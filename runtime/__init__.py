@@ -1,4 +1,17 @@
-"""Run a bundle: text generation with numpy, onnxruntime and tokenizers alone."""
+"""Run a bundle: text generation with numpy, onnxruntime and tokenizers alone.
+
+    from sdgm_edge.runtime import Generator
+
+    gen = Generator.load("model.sdgm")
+    for piece in gen.stream("Once upon a time", max_new_tokens=64, temperature=0.8, seed=1):
+        print(piece, end="", flush=True)
+
+Names beside the errors are imported when they are first used: a program that only catches errors starts
+without numpy, and one that only reads bundles without ONNX Runtime.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     AccuracyError,
@@ -18,20 +31,91 @@ from .errors import (
     UsageError,
 )
 
+if TYPE_CHECKING:
+    from .bundle import Bundle, read_bundle, write_bundle
+    from .container import decode_arrays, encode_arrays
+    from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
+    from .mixture import ComponentReport, Mixture
+    from .parameters import SamplingParams
+    from .sampling import Sampled, Sampler
+    from .scoring import Score, count_words, score_chunks, token_nlls
+    from .text import Healing, HealingMask, TokenStream, Vocabulary, heal
+
+_LAZY = {
+    "Bundle": "bundle",
+    "read_bundle": "bundle",
+    "write_bundle": "bundle",
+    "decode_arrays": "container",
+    "encode_arrays": "container",
+    "BundleConfig": "manifest",
+    "GenerationConfig": "manifest",
+    "Golden": "manifest",
+    "Manifest": "manifest",
+    "Variant": "manifest",
+    "encode_json": "manifest",
+    "ComponentReport": "mixture",
+    "Mixture": "mixture",
+    "SamplingParams": "parameters",
+    "Sampled": "sampling",
+    "Sampler": "sampling",
+    "Score": "scoring",
+    "count_words": "scoring",
+    "score_chunks": "scoring",
+    "token_nlls": "scoring",
+    "Healing": "text",
+    "HealingMask": "text",
+    "TokenStream": "text",
+    "Vocabulary": "text",
+    "heal": "text",
+}
+
 __all__ = [
     "AccuracyError",
+    "Bundle",
+    "BundleConfig",
     "BundleError",
     "CheckpointError",
+    "ComponentReport",
     "ConfigError",
     "CorpusError",
     "DivergedError",
     "ExportError",
+    "GenerationConfig",
+    "Golden",
+    "Healing",
+    "HealingMask",
+    "Manifest",
+    "Mixture",
     "ParameterError",
     "ParityError",
     "ProviderError",
     "RunError",
+    "Sampled",
+    "Sampler",
+    "SamplingParams",
+    "Score",
     "SdgmError",
     "StateError",
+    "TokenStream",
     "TokenizerError",
     "UsageError",
+    "Variant",
+    "Vocabulary",
+    "count_words",
+    "decode_arrays",
+    "encode_arrays",
+    "encode_json",
+    "heal",
+    "read_bundle",
+    "score_chunks",
+    "token_nlls",
+    "write_bundle",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value

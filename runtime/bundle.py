@@ -1,0 +1,305 @@
+"""The bundle: everything that a model needs on a device, checked before it is used.
+
+    manifest.json           version, sha256 and size of every file below, figures, a golden prompt
+    config.json             the sizes that the runtime needs, and the model's own config
+    tokenizer.json          a tokenizer of exactly `vocab_size` tokens
+    generation_config.json  how texts begin and end, and default sampling parameters
+    gmm.npz                 the prior: weights (G,), means and variances (G, M) of a mixture; may be absent
+    model.onnx, …           the graph, in one variant or more
+    README.md               the model card; may be absent
+
+`read_bundle` refuses what is not exactly that, always with a BundleError. `write_bundle` passes what it is
+about to write through the same checks and puts it in place by one rename: there is a whole bundle, or none.
+"""
+
+import glob
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from .atomic import sync_folder, synced, writing
+from .container import AGAIN, Folder, Memory, Source, decode_arrays, invalid, open_source, shown, write_zip
+from .errors import BundleError
+from .manifest import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    GENERATION,
+    GRAPH_NAME,
+    MANIFEST,
+    MIXTURE,
+    TOKENIZER,
+    VERSION,
+    BundleConfig,
+    GenerationConfig,
+    Manifest,
+    Variant,
+    check_golden,
+    decode_json,
+    encode_json,
+    parse_config,
+    parse_generation,
+    parse_manifest,
+)
+from .mixture import Mixture
+
+SUFFIX = ".sdgm"
+_MB = 1 << 20
+CAPS = {MANIFEST: 16 * _MB, CONFIG: _MB, TOKENIZER: 64 * _MB, GENERATION: _MB, MIXTURE: 256 * _MB, CARD: _MB}
+GRAPH_CAP = 2048 * _MB - 1  # protobuf's own limit
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle whose small files are read and checked; a graph is checked when it is asked for."""
+
+    path: Path
+    """The folder or file."""
+    config: BundleConfig
+    """Sizes."""
+    manifest: Manifest
+    """What is in it."""
+    tokenizer: Tokenizer
+    """The tokenizer, of exactly `config.vocab_size` tokens."""
+    generation: GenerationConfig
+    """How texts begin and end, and default sampling parameters."""
+    mixture: Mixture | None
+    """The mixture over mixing vectors, where the model has a prior."""
+    source: Source = field(repr=False)
+    """Where the files lie."""
+
+    def variant(self, name: str | None = None) -> Variant:
+        """The variant called `name`, or the default one."""
+        variants = self.manifest.variants
+        if (name or self.manifest.default) not in variants:
+            there = " or ".join(variants)
+            raise invalid(
+                self.path, "no such variant", there, shown(name), "choose one of these, or export it"
+            )
+        return variants[name or self.manifest.default]
+
+    def graph(self, variant: str | None = None) -> Path | bytes:
+        """The checked graph of a variant: its path where it is a file of its own, else its bytes."""
+        name = self.variant(variant).file
+        if path := self.source.path(name):
+            self.check(name)
+            return path
+        return self.read(name)
+
+    def read(self, name: str) -> bytes:
+        """A whole file, checked against the manifest."""
+        return _checked(self.source, self.manifest, name, self.path)
+
+    def check(self, name: str) -> None:
+        """Compare a file with the manifest, in constant memory."""
+        _check_digest(self.source.sha256(name), self.manifest, name, self.path)
+
+    def check_all(self) -> None:
+        """Compare all files with the manifest, in constant memory."""
+        for name in self.manifest.files:
+            self.check(name)
+
+    def save(self, target: str | Path) -> Path:
+        """Write the same bundle, byte for byte, as a folder or (`*.sdgm`) a single file."""
+        whole = {MANIFEST: self.source.read(MANIFEST)} | {n: self.read(n) for n in self.manifest.files}
+        return _write(Path(target), whole)
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Read and check the bundle at `path`, a folder or a single file.
+
+    Raises:
+        BundleError: whatever is wrong with it.
+    """
+    path = Path(path)
+    return _load(open_source(path), path)
+
+
+def write_bundle(
+    target: str | Path,
+    files: Mapping[str, bytes],
+    *,
+    name: str,
+    default: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    model_id: str,
+    golden: Mapping[str, Any],
+    made_with: Mapping[str, str],
+) -> Path:
+    """Write a bundle as a folder, or as a single file where `target` ends in `.sdgm`.
+
+    `files` are all files but the manifest, which is made here of the other arguments (`variants`: name →
+    {"file", "parity", "accuracy"}; `golden`: {"prompt", "ids", "variants": {name: {"tokens", "logits"}}},
+    where a row of logits may be cut to its first numbers). A bundle that is already there is replaced;
+    anything else is left alone. The same arguments give the same bytes.
+
+    Raises:
+        BundleError: what was given makes no valid bundle, or it cannot be written.
+    """
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "default": default,
+        "variants": variants,
+        "files": {n: {"sha256": hashlib.sha256(files[n]).hexdigest(), "bytes": len(files[n])} for n in files},
+        "made_with": made_with,
+        "model_id": model_id,
+        "golden": golden,
+    }
+    whole = {MANIFEST: encode_json(manifest)} | {n: files[n] for n in sorted(files)}
+    _load(Memory(whole), Path(target))
+    return _write(Path(target), whole)
+
+
+def _load(source: Source, path: Path) -> Bundle:
+    if MANIFEST not in source.sizes:
+        raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; check the path, or {AGAIN}")
+    at = f"{path}: {MANIFEST}"
+    manifest = parse_manifest(decode_json(_capped(source, MANIFEST, path), at), at)
+    for name, (_, size) in manifest.files.items():
+        if source.sizes.get(name) != size:
+            raise invalid(path, f"{name} is cut or missing", f"{size} bytes", source.sizes.get(name, "none"))
+    if not isinstance(source, Folder) and (extra := source.sizes.keys() - manifest.files.keys() - {MANIFEST}):
+        raise invalid(path, "unknown file", "those that the manifest names", shown(min(extra)))
+
+    def content(name: str) -> tuple[bytes, str]:
+        return _checked(source, manifest, name, path), f"{path}: {name}"
+
+    config = parse_config(decode_json(*content(CONFIG)), f"{path}: {CONFIG}")
+    check_golden(manifest.golden, config.vocab_size, at)
+    return Bundle(
+        path=path,
+        config=config,
+        manifest=manifest,
+        tokenizer=_tokenizer(*content(TOKENIZER), config.vocab_size),
+        generation=parse_generation(
+            decode_json(*content(GENERATION)), config.vocab_size, f"{path}: {GENERATION}"
+        ),
+        mixture=_mixture(*content(MIXTURE), config.mixing_size) if MIXTURE in manifest.files else None,
+        source=source,
+    )
+
+
+def _capped(source: Source, name: str, where: object) -> bytes:
+    cap = CAPS.get(name, GRAPH_CAP)
+    if source.sizes[name] > cap:
+        raise invalid(where, f"{name} is too large", f"at most {cap} bytes", source.sizes[name])
+    return source.read(name)
+
+
+def _checked(source: Source, manifest: Manifest, name: str, where: object) -> bytes:
+    data = _capped(source, name, where)
+    _check_digest(hashlib.sha256(data).hexdigest(), manifest, name, where)
+    return data
+
+
+def _check_digest(digest: str, manifest: Manifest, name: str, where: object) -> None:
+    expected = manifest.files[name][0]
+    if digest != expected:
+        raise invalid(where, f"{name} is damaged", f"sha256 {expected[:16]}…", f"{digest[:16]}…")
+
+
+def _tokenizer(data: bytes, where: str, vocab_size: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except BaseException as e:  # a bare Exception, or for a panic of its Rust code a bare BaseException
+        if isinstance(e, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise invalid(where, "not readable", "a tokenizer", shown(str(e), 120)) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    size = tokenizer.get_vocab_size()
+    if size != vocab_size or tokenizer.id_to_token(size - 1) is None:
+        raise invalid(where, "the tokenizer of another model", f"{vocab_size} tokens as in {CONFIG}", size)
+    return tokenizer
+
+
+def _mixture(data: bytes, where: str, mixing_size: int) -> Mixture:
+    arrays = decode_arrays(data, where)
+    if arrays.keys() != {"weights", "means", "variances"}:
+        raise invalid(where, "other arrays", "weights, means and variances", shown(sorted(arrays)))
+    try:
+        mixture = Mixture(**arrays)
+    except BundleError as e:
+        raise BundleError(f"{where}: {e}") from None
+    if mixture.size != mixing_size:
+        raise invalid(where, "means", f"vectors of {mixing_size} numbers as in {CONFIG}", mixture.size)
+    return mixture
+
+
+def _write(target: Path, files: Mapping[str, bytes]) -> Path:
+    """Put `files` at `target` by one rename of a temporary sibling."""
+    with writing(target, BundleError) as partial:
+        _check_replaceable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        try:
+            if target.suffix == SUFFIX:
+                with synced(partial) as file:
+                    write_zip(file, files)
+                os.replace(partial, target)
+            else:
+                partial.mkdir()
+                for name, data in files.items():
+                    with synced(partial / name) as file:
+                        file.write(data)
+                sync_folder(partial)
+                _replace_folder(partial, target)
+        finally:
+            _remove(partial)
+        sync_folder(target.parent)
+    return target
+
+
+def _check_replaceable(target: Path) -> None:
+    """Replace only a bundle, even a damaged one, or an empty folder, and no file that is not its own."""
+    if not os.path.lexists(target):
+        return
+    marked, strangers = target, []
+    if target.is_dir() and target.suffix != SUFFIX:
+        if not (names := sorted(os.listdir(target))):
+            return
+        marked = target / MANIFEST
+        strangers = [name for name in names if name not in CAPS and not GRAPH_NAME.fullmatch(name)]
+    head = b""
+    if marked.is_file():
+        with open(marked, "rb") as file:
+            head = file.read(CAPS[MANIFEST])
+    if strangers or f'"{FORMAT}"'.encode() not in head:
+        found = f"it also holds {shown(strangers[0])}" if strangers else "it is no bundle"
+        raise BundleError(
+            f"{target}: will not be replaced: {found}; choose another place, or remove it yourself"
+        )
+
+
+def _replace_folder(partial: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(partial, target)
+        return
+    old = partial.with_suffix(".old.partial")
+    os.rename(target, old)
+    os.rename(partial, target)
+    shutil.rmtree(old)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of this bundle left behind that were killed a day ago or earlier."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

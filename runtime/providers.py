@@ -1,0 +1,170 @@
+"""The one place where ONNX Runtime is imported, set up and given a graph.
+
+It is imported when the first graph is opened and not before, with its telemetry switched off (releases since
+1.29 send it unless `ORT_DISABLE_TELEMETRY=1` stands in the environment when they are imported). Which
+execution provider a session really has is asked of the session: the list of available ones names CUDA
+wherever the GPU package is installed, with a GPU or without.
+
+One thread by default: a token of a small model takes less time than waking a second one. No arena and no
+memory pattern: they gain nothing at T = 1, and keep the memory of the longest prompt for ever. After loading,
+freed memory is given back to the system where the C library can, which is as much as the model itself.
+"""
+
+import ctypes
+import importlib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .container import AGAIN, shown
+from .errors import BundleError, ParameterError, ProviderError
+
+log = logging.getLogger(__name__)
+
+INSTALL = "pip install 'sdgm-edge[cpu]'"
+INSTALL_GPU = "pip uninstall -y onnxruntime && pip install 'sdgm-edge[gpu]'"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_QUIET = 4  # ONNX Runtime's log severity: fatal alone; what fails is raised as well
+_MOST_THREADS = 1024
+
+
+class Opened(NamedTuple):
+    """A graph that is ready to run."""
+
+    session: Any
+    """onnxruntime.InferenceSession."""
+    provider: str
+    """The execution provider that it really has, by its short name: cpu, cuda, …"""
+    reason: str
+    """Why that one."""
+
+
+@cache
+def onnxruntime() -> Any:
+    """The onnxruntime module, imported with its telemetry off.
+
+    Raises:
+        ProviderError: it is not installed, or broken.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        ort: Any = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as e:
+        raise ProviderError(f"onnxruntime is not installed; type: {INSTALL}") from e
+    except ImportError as e:
+        raise ProviderError(
+            f"onnxruntime cannot be loaded: {_line(e)}; type: {INSTALL} --force-reinstall"
+        ) from e
+    ort.set_default_logger_severity(_QUIET)
+    if hasattr(ort, "disable_telemetry_events"):
+        ort.disable_telemetry_events()  # a host program may have imported it before
+    return ort
+
+
+def open_graph(
+    graph: Path | bytes, where: object, *, providers: str | Sequence[str] = "auto", threads: int | None = None
+) -> Opened:
+    """Make a session for `graph` on the providers that are asked for.
+
+    `providers`: "auto" takes CUDA where it works and the CPU otherwise; a name or several ("cpu", "cuda", or
+    ONNX Runtime's own names) must all be there.
+
+    Raises:
+        ParameterError: no such provider, or a number of threads that makes no sense.
+        ProviderError: ONNX Runtime or a provider that was asked for is not there.
+        BundleError: ONNX Runtime refuses the graph.
+    """
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+        raise ParameterError(
+            f"threads: expected 1 to {_MOST_THREADS}, got {shown(threads)}; leave it out for 1"
+        )
+    ort = onnxruntime()
+    if providers != "auto":
+        wanted = _full_names(ort, [providers] if isinstance(providers, str) else list(providers))
+        return _explicit(ort, graph, where, wanted, threads or 1)
+    reason = "onnxruntime without GPU support is installed"
+    if CUDA in ort.get_available_providers():
+        try:
+            session = _session(ort, graph, where, [CUDA, CPU], threads or 1)
+            if CUDA in session.get_providers():
+                return _opened(session, "CUDA works here")
+            reason = "CUDA could not be started"
+        except BundleError as e:
+            reason = f"CUDA could not be started: {_line(e.__cause__ or e)}"
+    return _opened(_session(ort, graph, where, [CPU], threads or 1), reason)
+
+
+def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], threads: int) -> Opened:
+    available = ort.get_available_providers()
+    missing = [name for name in wanted if name not in available]
+    if not missing:
+        session = _session(ort, graph, where, wanted, threads)
+        missing = [name for name in wanted if name not in session.get_providers()]
+        if not missing:
+            return _opened(session, "asked for")
+    name = _short(missing[0])
+    remedy = (
+        f"check its driver, or type: {INSTALL_GPU}" if name == "cuda" else "install the build that has it"
+    )
+    has = (
+        ", ".join(map(_short, available)) if missing[0] not in available else "a provider that did not start"
+    )
+    raise ProviderError(
+        f"provider {name} is not there: expected {name}, got {has}; {remedy}, or use providers='cpu'"
+    )
+
+
+def _full_names(ort: Any, names: list[Any]) -> list[str]:
+    known = {_short(name): name for name in ort.get_all_providers()}
+    full = []
+    for name in names:
+        short = _short(name) if isinstance(name, str) else ""
+        if short not in known:
+            has = ", ".join(["auto", *known])
+            raise ParameterError(f"providers: expected some of {has}, got {shown(name)}; use 'auto' or 'cpu'")
+        full.append(known[short])
+    if not full:
+        raise ParameterError("providers: expected at least one, got none; use 'auto' or 'cpu'")
+    return full
+
+
+def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str], threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.log_severity_level = _QUIET
+    source = str(graph) if isinstance(graph, Path) else graph
+    try:
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as e:  # ONNX Runtime raises a dozen unrelated classes
+        raise BundleError(f"{where}: ONNX Runtime refuses the graph: {_line(e)}; {AGAIN}") from e
+    session.disable_fallback()
+    session._model_bytes = None  # kept for a fallback that is switched off
+    return session
+
+
+def _opened(session: Any, reason: str) -> Opened:
+    provider = _short(session.get_providers()[0])
+    log.info("running on %s: %s", provider, reason)
+    _give_memory_back()
+    return Opened(session, provider, reason)
+
+
+def _give_memory_back() -> None:
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return
+    trim(0)
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("ExecutionProvider").lower()
+
+
+def _line(e: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(e)).strip()[:200]
