@@ -117,7 +117,10 @@ class Mixture:
         `steer` pins a component, or multiplies the probabilities of some before the draw. Raises
         ParameterError.
         """
-        component = steer if isinstance(steer, int) else self._draw_component(c_M, rng, mode, steer or {})
+        if steer is None or isinstance(steer, Mapping):
+            component = self._draw_component(c_M, rng, mode, steer or {})
+        else:
+            component = steer
         self._check_component(component)
         noise_M = rng.standard_normal(self.size)
         z_M = self.means_GM[component] + self._deviations_GM[component] * noise_M

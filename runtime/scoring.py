@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,19 @@ class Score:
                 "score: expected a number, got NaN; the session's state or the bundle is damaged: "
                 "check the bundle with `sdgm-edge verify`"
             )
+
+    @classmethod
+    def of(cls, text: str, nll: float, num_tokens: int, *, has_unk: bool = False) -> Self:
+        """Score a text whose tokens have this NLL in all. Raises ParameterError, StateError."""
+        data = text.encode()
+        return cls(
+            nll=nll,
+            num_tokens=num_tokens,
+            num_words=count_words(text),
+            num_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            has_unk=has_unk,
+        )
 
     @property
     def token_perplexity(self) -> float:
@@ -111,15 +124,7 @@ def score_chunks(text: str, chunks: Iterable[NDArray[np.floating[Any]]], *, has_
     for chunk in chunks:
         nll += float(np.sum(chunk, dtype=np.float64))
         num_tokens += len(chunk)
-    data = text.encode()
-    return Score(
-        nll=nll,
-        num_tokens=num_tokens,
-        num_words=count_words(text),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        has_unk=has_unk,
-    )
+    return Score.of(text, nll, num_tokens, has_unk=has_unk)
 
 
 def token_nlls(
