@@ -1,0 +1,138 @@
+"""An SDGM as one ONNX graph: any number of sequences, any number of tokens up to a chunk, state in and state out.
+
+    ids (B, T), state (B, S), start (), blend (), drawn (B or 1, 1, M)
+        → logits (B, T − start, V), next_state (B, S), mixing (B, T, M)
+
+The nodes are laid out by hand from the model's weights, with everything constant folded on the way; they bear
+the paths of the model's parts. A plan says in which precision each matrix is held.
+
+Shapes: B batch, T time, D width, S state, M mixing vector, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from sdgm_edge.models import SDGM, ModelConfig
+
+from . import clock, ringing
+from .builder import IR_VERSION, Array, Builder, ints
+from .head import logits
+from .layers import Trace, blend, gated_unit, norm
+from .matrices import Plan
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+
+
+def weights_of(model: SDGM) -> dict[str, Array]:
+    """Return the model's weights by name, in float32."""
+    return {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
+
+
+def matrix_names(config: ModelConfig) -> list[str]:
+    """Return the names of all matrices whose precision a plan decides."""
+    names = ["embedding"]
+    for i in range(config.num_layers):
+        names += (
+            [f"layers.{i}.strike", f"layers.{i}.synthesis"]
+            if config.layer == "ringing"
+            else [f"layers.{i}.encoder"]
+        )
+        if config.glu_width:
+            names += [f"layers.{i}.unit.expand", f"layers.{i}.unit.contract"]
+    if config.copy_window:
+        names += ["pointer.query", "pointer.key", "pointer.merge"]
+    return names
+
+
+def build_graph(config: ModelConfig, weights: Mapping[str, Array], plan: Plan, chunk: int) -> ir.Model:
+    """Return the graph of a model whose matrices have the precisions of the plan."""
+    g = Builder()
+    S, M, V = config.state_size, config.mixing_size, config.vocab_size
+    ids = g.input("ids", INT64, ("batch", "time"))
+    state = g.input("state", FLOAT, ("batch", S))
+    start = g.input("start", INT64, (), np.array(0, np.int64))
+    eta = g.input("blend", FLOAT, (), np.array(0, np.float32))
+    drawn = g.input("drawn", FLOAT, ("drawn_batch", 1, M), np.zeros((1, 1, M), np.float32))
+
+    num_steps = g.op("Shape", ids, start=1, end=2)
+    t = Trace(
+        g=g,
+        config=config,
+        weights=weights,
+        plan=plan,
+        chunk=chunk,
+        ids=ids,
+        num_steps=num_steps,
+        single_step=g.op("Equal", num_steps, ints(1)),
+        start=g.op("Reshape", start, ints(1)),
+    )
+    with g.at("state"):
+        _unpack(t, state)
+    with g.at("embedding"):
+        embedding = t.matrix("embedding", "embedding.weight", rows=True)
+        x = embedding.rows(ids)
+    now = clock.tick(t) if config.layer == "clock" else None
+    mixing = x
+    for i in range(config.num_layers):
+        with g.at(f"layers.{i}"):
+            x, mixing = _block(t, i, x, now, (eta, drawn) if i == config.num_layers - 1 else None)
+    with g.at("head"):
+        if config.residual:
+            x = norm(t, "norm", x)
+        out = logits(t, embedding, x)
+    with g.at("state"):
+        next_state = _pack(t)
+    g.output("logits", out, FLOAT, ("batch", "asked", V))
+    g.output("next_state", next_state, FLOAT, ("batch", S))
+    g.output("mixing", mixing, FLOAT, ("batch", "time", M))
+    return ir.Model(g.graph("sdgm"), ir_version=IR_VERSION, producer_name="sdgm-edge")
+
+
+def _block(
+    t: Trace, i: int, x: ir.Value, now: ir.Value | None, blending: tuple[ir.Value, ir.Value] | None
+) -> tuple[ir.Value, ir.Value]:
+    """Return the stream after a block, and the mixing vectors of its spectral layer."""
+    g, weights = t.g, f"blocks.{i}"
+    source = norm(t, f"{weights}.norm", x) if t.config.residual else x
+    with g.at("atoms"):
+        mixing = (clock if now is not None else ringing).mix(t, i, source)
+        blended = mixing
+        if blending is not None:
+            with g.at("blend"):
+                blended = blend(t, mixing, *blending)
+        if now is not None:
+            rebuilt = clock.synthesize(t, i, blended, now)
+        else:
+            with g.at("synthesis"):
+                rebuilt = t.matrix(f"layers.{i}.synthesis", f"{weights}.atoms.synthesis.weight").product(
+                    blended
+                )
+    x = g.op("Add", x, rebuilt) if t.config.residual else rebuilt
+    if t.config.glu_width:
+        with g.at("unit"):
+            x = g.op("Add", x, gated_unit(t, i, norm(t, f"{weights}.unit_norm", x)))
+    return x, mixing
+
+
+def _unpack(t: Trace, state: ir.Value) -> None:
+    """Split the state into its pieces, (B, *shape) each; atoms stay flat."""
+    layout = t.config.state_layout
+    sizes = [math.prod(shape) for _, shape in layout]
+    parts = [state] if len(sizes) == 1 else t.g.ops(len(sizes), "Split", state, ints(*sizes), axis=1)
+    for (name, shape), part in zip(layout, parts, strict=True):
+        flat = len(shape) == 1 or name.endswith(".atoms")
+        t.state[name] = part if flat else t.g.op("Reshape", part, ints(0, *shape))
+
+
+def _pack(t: Trace) -> ir.Value:
+    """Return the next state, (B, S)."""
+    pieces = []
+    for name, shape in t.config.state_layout:
+        flat = len(shape) == 1 or name.endswith(".atoms")
+        pieces.append(t.state[name] if flat else t.g.op("Reshape", t.state[name], ints(0, math.prod(shape))))
+    return t.g.op("Concat", *pieces, axis=1)

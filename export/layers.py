@@ -1,0 +1,113 @@
+"""What the parts of the graph share: the model on its way into it, and small compositions of nodes.
+
+Shapes: B batch, T time, D width, W width of the convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from sdgm_edge.models import ModelConfig
+
+from .builder import Array, Builder, floats, ints
+from .matrices import Matrix, Plan
+
+NORM_EPSILON = 1e-6
+TO_THE_END = np.iinfo(np.int64).max
+
+
+@dataclass(slots=True)
+class Trace:
+    """A model on its way into a graph."""
+
+    g: Builder
+    config: ModelConfig
+    weights: dict[str, Array]
+    """The model's state dict, in float32."""
+    plan: Plan
+    chunk: int
+    """Most tokens that one call takes."""
+    ids: ir.Value
+    """Token ids (B, T)."""
+    num_steps: ir.Value
+    """T, as a vector of one."""
+    single_step: ir.Value
+    """Whether T = 1."""
+    start: ir.Value
+    """First position whose logits are asked for, as a vector of one."""
+    state: dict[str, ir.Value] = field(default_factory=dict)
+    """Pieces of the state by name; each part of the graph puts the next one in the place of what it read."""
+
+    def matrix(self, name: str, weight: str, *, rows: bool = False) -> Matrix:
+        """Add the matrix of that name in the precision planned for it."""
+        return Matrix(self.g, name, self.weights[weight], self.plan[name], rows=rows)
+
+
+def silu(g: Builder, x: ir.Value) -> ir.Value:
+    """x · sigmoid(x), which ONNX Runtime makes one node."""
+    return g.op("Mul", x, g.op("Sigmoid", x))
+
+
+def activate(g: Builder, name: str, x: ir.Value) -> ir.Value:
+    """Apply the activation of that name over the last dimension."""
+    if name == "identity":
+        return x
+    if name == "silu":
+        return silu(g, x)
+    if name == "gelu":
+        return g.op("Gelu", x, approximate="tanh")
+    return g.op({"softmax": "Softmax", "tanh": "Tanh"}[name], x)
+
+
+def norm(t: Trace, name: str, x: ir.Value) -> ir.Value:
+    """Divide by the root of the mean square."""
+    return t.g.op("RMSNormalization", x, t.weights[f"{name}.weight"], axis=-1, epsilon=NORM_EPSILON)
+
+
+def with_tail(t: Trace, x: ir.Value, piece: str) -> ir.Value:
+    """Return x with the tail of W − 1 tokens before it, (B, W − 1 + T, D), and keep the new tail."""
+    width = t.config.conv_width
+    if width == 1:
+        return x
+    padded = t.g.op("Concat", t.state[piece], x, axis=1)
+    t.state[piece] = t.g.op("Slice", padded, ints(1 - width), ints(TO_THE_END), ints(1))
+    return padded
+
+
+def taps(t: Trace, x: ir.Value, padded: ir.Value) -> list[ir.Value]:
+    """Return the W shifts of `padded` that a causal convolution sums, each (B, T, D), the oldest first."""
+    width = t.config.conv_width
+    older = [t.g.op("Slice", padded, ints(tap), ints(tap + 1 - width), ints(1)) for tap in range(width - 1)]
+    return [*older, x]
+
+
+def depthwise(t: Trace, name: str, x: ir.Value, piece: str) -> ir.Value:
+    """Convolve every channel with its own W taps: products and sums, several times quicker here than Conv."""
+    weight_WD, g = t.weights[f"{name}.weight"], t.g
+    total: ir.Value | None = None
+    for weight_D, tap in zip(weight_WD, taps(t, x, with_tail(t, x, piece)), strict=True):
+        product = g.op("Mul", tap, weight_D)
+        total = g.op("Add", product, t.weights[f"{name}.bias"] if total is None else total)
+    assert total is not None
+    return total
+
+
+def gated_unit(t: Trace, layer: int, x: ir.Value) -> ir.Value:
+    """W_out (silu(gate) · value)."""
+    g, weights = t.g, f"blocks.{layer}.unit"
+    with g.at("expand"):
+        expanded = t.matrix(f"layers.{layer}.unit.expand", f"{weights}.expand.weight").product(x)
+    gate, value = g.ops(2, "Split", expanded, axis=-1, num_outputs=2)
+    hidden = g.op("Mul", silu(g, gate), value)
+    with g.at("contract"):
+        return t.matrix(f"layers.{layer}.unit.contract", f"{weights}.contract.weight").product(hidden)
+
+
+def blend(t: Trace, mixing: ir.Value, eta: ir.Value, drawn: ir.Value) -> ir.Value:
+    """c ← (1 − η) c + η z."""
+    g = t.g
+    kept = g.op("Mul", g.op("Sub", floats(1), eta), mixing)
+    return g.op("Add", kept, g.op("Mul", eta, drawn))

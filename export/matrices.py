@@ -1,0 +1,167 @@
+"""Products with constant matrices, in the precisions that a variant may give them.
+
+| precision | kernel                                    | weights                        | activations      |
+|-----------|-------------------------------------------|--------------------------------|------------------|
+| fp32      | MatMul                                    | float32                        | float32          |
+| fp16      | MatMul                                    | float16                        | float16          |
+| int8      | DynamicQuantizeMatMul                     | int8, a scale for each column  | uint8, a tensor  |
+| q8, q4    | MatMulNBits, accuracy level 4             | 8 or 4 bits, a scale per block | int8, a block    |
+
+`int8` is the quickest where many tokens come at once and close to the quickest for one. `q8` is the quickest for
+one and holds its rows together, which an embedding needs; `q4` reads half as much. Levels 0 to 3 of MatMulNBits
+compute in float and lose everything that was gained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from .builder import CONTRIB, Array, Builder, ints
+
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "q8", "q4"]
+Plan: TypeAlias = Mapping[str, Precision]
+"""Precision of every matrix, by its name in the model."""
+
+BITS = {"q8": 8, "q4": 4}
+LARGEST_BLOCK = {"q8": 128, "q4": 32}
+SCALE_CANDIDATES = np.linspace(0.7, 1.0, 16, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix (N, K) quantized in blocks along K, as MatMulNBits reads it."""
+
+    packed: Array
+    """uint8 (N, blocks, bytes of a block)."""
+    scales: Array
+    """float32 (N, blocks)."""
+    bits: int
+    size: int
+    """Weights in a block; K is padded with zeros to a multiple of it."""
+
+
+def quantize_columns(weight_KN: Array) -> tuple[Array, Array]:
+    """Return int8 weights and a scale for each column: symmetric, no zero point."""
+    scale_N = np.maximum(np.abs(weight_KN).max(axis=0), np.finfo(np.float32).tiny) / np.float32(127)
+    return np.rint(weight_KN / scale_N).astype(np.int8), scale_N
+
+
+def quantize_blocks(weight_NK: Array, precision: Precision) -> Blocks:
+    """Return the matrix in symmetric blocks, each with the scale that loses least of it in the square."""
+    bits = BITS[precision]
+    num_rows, num_columns = weight_NK.shape
+    size = block_size(num_columns, precision)
+    blocks = np.pad(weight_NK, ((0, 0), (0, -num_columns % size))).reshape(num_rows, -1, size)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    # The lowest code reaches one step further than the highest: the sign of a scale says which side gets it.
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    full = np.where(extreme == 0, np.float32(1), extreme / low)
+    best_error = np.full(full.shape, np.inf, np.float32)
+    scales, codes = full, np.zeros_like(blocks)
+    for candidate in SCALE_CANDIDATES if bits == 4 else SCALE_CANDIDATES[-1:]:
+        scale = full * candidate
+        code = np.clip(np.rint(blocks / scale), low, high)
+        error = np.square(code * scale - blocks).sum(-1, keepdims=True)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        scales, codes = np.where(better, scale, scales), np.where(better, code, codes)
+    packed = (codes - low).astype(np.uint8)
+    if bits == 4:
+        packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
+    return Blocks(packed, scales[..., 0].astype(np.float32), bits, size)
+
+
+def block_size(num_columns: int, precision: Precision) -> int:
+    """Return how many weights share a scale: a power of two, at least 16."""
+    return max(16, min(LARGEST_BLOCK[precision], 1 << (num_columns - 1).bit_length()))
+
+
+def dequantize_blocks(blocks: Blocks, num_columns: int) -> Array:
+    """Return the matrix (N, K) that the blocks stand for."""
+    codes = blocks.packed
+    if blocks.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
+    values = (codes.astype(np.float32) - 2 ** (blocks.bits - 1)) * blocks.scales[..., None]
+    dense: Array = values.reshape(len(codes), -1)[:, :num_columns]
+    return dense
+
+
+class Matrix:
+    """A constant matrix (N, K) of the graph, held once, in one precision: y = x Wᵀ + b, or rows of W."""
+
+    def __init__(
+        self, g: Builder, name: str, weight_NK: Array, precision: Precision, *, rows: bool = False
+    ) -> None:
+        """Add the matrix; `rows` where its rows are looked up too, so that it must lie row by row."""
+        self.g, self.precision = g, precision
+        self.num_rows, self.num_columns = weight_NK.shape
+        self._by_rows = rows
+        if precision in BITS:
+            self._blocks = quantize_blocks(weight_NK, precision)
+            self._weight = g.constant(self._blocks.packed, f"{name}.weight_{precision}")
+            self._scales = g.constant(self._blocks.scales, f"{name}.scales")
+        elif precision == "int8":
+            if rows:
+                raise ValueError(f"{name} is looked up by rows: give it precision q8 instead of int8")
+            codes, scales = quantize_columns(np.ascontiguousarray(weight_NK.T))
+            self._weight, self._scales = (
+                g.constant(codes, f"{name}.weight_int8"),
+                g.constant(scales, f"{name}.scales"),
+            )
+        else:
+            dtype = np.float16 if precision == "fp16" else np.float32
+            weight = weight_NK if rows else np.ascontiguousarray(weight_NK.T)
+            self._weight = g.constant(weight.astype(dtype), f"{name}.weight")
+
+    def product(self, x: ir.Value, bias: Array | None = None) -> ir.Value:
+        """Return x Wᵀ + b for x (..., K) in float32."""
+        g = self.g
+        if self.precision in BITS:
+            shape = {
+                "K": self.num_columns,
+                "N": self.num_rows,
+                "bits": self._blocks.bits,
+                "block_size": self._blocks.size,
+            }
+            extra = () if bias is None else (None, None, bias)
+            return g.op(
+                "MatMulNBits",
+                x,
+                self._weight,
+                self._scales,
+                *extra,
+                domain=CONTRIB,
+                accuracy_level=4,
+                **shape,
+            )
+        if self.precision == "int8":
+            extra = () if bias is None else (None, bias)
+            return g.op("DynamicQuantizeMatMul", x, self._weight, self._scales, *extra, domain=CONTRIB)
+        half = self.precision == "fp16"
+        y = g.op("Cast", x, to=ir.DataType.FLOAT16) if half else x
+        if self._by_rows:
+            y = g.op("FusedMatMul", y, self._weight, domain=CONTRIB, transB=1)
+        else:
+            y = g.op("MatMul", y, self._weight)
+        y = g.op("Cast", y, to=ir.DataType.FLOAT) if half else y
+        return y if bias is None else g.op("Add", y, bias)
+
+    def rows(self, indices: ir.Value) -> ir.Value:
+        """Return rows of W, (..., K) in float32 for indices (...) of two dimensions."""
+        g = self.g
+        if self.precision not in BITS:
+            out = g.op("Gather", self._weight, indices, axis=0)
+            return g.op("Cast", out, to=ir.DataType.FLOAT) if self.precision == "fp16" else out
+        blocks = self._blocks
+        scales = g.op("Unsqueeze", self._scales, ints(2))  # folded when the graph is loaded
+        attributes = {"bits": blocks.bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 2}
+        out = g.op("GatherBlockQuantized", self._weight, indices, scales, domain=CONTRIB, **attributes)
+        out = g.op("Reshape", out, ints(0, 0, -1))
+        if self.num_columns % blocks.size:
+            out = g.op("Slice", out, ints(0), ints(self.num_columns), ints(2))
+        return out

@@ -1,0 +1,89 @@
+"""Ringing atoms as a graph.
+
+In the frame that turns with the atoms, h_t = e^{−iωt} z_t, the recurrence is real: h_t = f_t h_{t−1} + b_t, with
+b_t = (1 − f_t) v_t e^{−iωt}. A `Scan` of one product and one sum walks it; the turning into the frame and out of
+it is done for all steps at once, by a table of e^{iωt} that is computed in float64 while the graph is loaded
+(nothing in it varies) and costs a bundle nothing. A single step needs neither frame nor Scan: an `If` on the
+number of steps takes its few nodes instead.
+
+No sine is left in a step: amplitude and phase are folded into the synthesis matrix [A cos Φ | −A sin Φ]. ω and λ
+stay in float32 in every variant.
+
+Shapes: B batch, T time, D width, K atoms; a mixing vector is [real parts | imaginary parts], 2K.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from .builder import CONTRIB, Array, Builder, floats, ints
+from .layers import Trace, activate, depthwise, silu
+
+DECAY_FLOOR = math.exp(-5)
+
+
+def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
+    """Return the layer's mixing vectors (B, T, 2K) for its input x (B, T, D)."""
+    g, K = t.g, t.config.num_atoms
+    weights = f"blocks.{layer}.atoms"
+    with g.at("encoder"):
+        u = activate(g, t.config.activation, depthwise(t, f"{weights}.conv", x, f"layers.{layer}.conv"))
+    with g.at("strike"):
+        bias = t.weights[f"{weights}.strike.bias"].copy()
+        bias[K : 2 * K] += t.weights[f"{weights}.damping"]
+        struck = t.matrix(f"layers.{layer}.strike", f"{weights}.strike.weight").product(u, bias)
+        v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
+    with g.at("damping"):
+        f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
+        b = g.op("Mul", g.op("Sub", floats(1), f), v)
+    with g.at("ring"):
+        piece = f"layers.{layer}.atoms"
+        z = _ring(t, t.weights[f"{weights}.omega"], f, b, t.state[piece])
+        t.state[piece] = g.op("Gather", z, np.int64(-1), axis=1)
+    with g.at("listen"):
+        gate = silu(g, gate)
+        return g.op("Mul", g.op("Concat", gate, gate, axis=-1), z)
+
+
+def _ring(t: Trace, omega: Array, f: ir.Value, b: ir.Value, z: ir.Value) -> ir.Value:
+    """z_t = f_t e^{iω} z_{t−1} + b_t for all steps, (B, T, 2K)."""
+    g, K = t.g, len(omega)
+    with g.at("turn"):
+        omega_double = g.op("Cast", omega, to=ir.DataType.DOUBLE)
+        angle = g.op("Mul", np.arange(1.0, t.chunk + 1)[:, None], omega_double)
+        cos, sin = (g.op("Cast", g.op(name, angle), to=ir.DataType.FLOAT) for name in ("Cos", "Sin"))
+        back = g.op("Neg", sin)
+    f_2K = g.op("Concat", f, f, axis=-1)
+    b_2K = g.op("Pad", b, ints(0, 0, 0, 0, 0, K))
+    step = g.branch()
+    with g.at("step"):
+        turned = _turn(step, step.op("Unsqueeze", z, ints(1)), cos, sin)
+        z_step = step.op("Add", step.op("Mul", f_2K, turned), b_2K)
+        step.output(z_step.name or "", z_step, ir.DataType.FLOAT, ("batch", "time", 2 * K))
+    walk = g.branch()
+    with g.at("walk"):
+        h_2K = _scan(walk, z, f_2K, _turn(walk, b_2K, cos, back))
+        z_walk = _turn(walk, h_2K, cos, sin)
+        walk.output(z_walk.name or "", z_walk, ir.DataType.FLOAT, ("batch", "time", 2 * K))
+    return g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
+
+
+def _turn(g: Builder, z_2K: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
+    """Return z_t e^{iωt}, t from 1: a rotary embedding turns the halves of a vector so."""
+    return g.op("RotaryEmbedding", z_2K, ints(0), cos, sin, domain=CONTRIB, num_heads=1)
+
+
+def _scan(g: Builder, h: ir.Value, f_2K: ir.Value, b_2K: ir.Value) -> ir.Value:
+    """h_t = f_t h_{t−1} + b_t for all steps; f_t h_{t−1} is what the body hands out, so that it copies nothing."""
+    body = g.branch()
+    names = (f"{name}:{h.name}" for name in ("h", "f", "b"))
+    h_before, f, b = (body.input(name, ir.DataType.FLOAT, ("batch", "atoms")) for name in names)
+    faded = body.op("Mul", f, h_before)
+    for value in (body.op("Add", faded, b), faded):
+        body.output(value.name or "", value, ir.DataType.FLOAT, ("batch", "atoms"))
+    axes = {"scan_input_axes": (1, 1), "scan_output_axes": (1,)}
+    _, faded_T = g.ops(2, "Scan", h, f_2K, b_2K, body=body.graph("body"), num_scan_inputs=2, **axes)
+    return g.op("Add", faded_T, b_2K)
