@@ -25,9 +25,9 @@ from .layers import activation
 class _Sinusoids(torch.autograd.Function):
     """S (T, K, D) from A, F, Φ (K, D) and t/L (T,).
 
-    A window needs L·K·D sines and as many cosines for the gradient. The angle of an evenly spaced time is a
-    coarse one plus a fine one, sin(a + b) = sin a cos b + cos a sin b, so about 2√L of each are evaluated, and
-    both products are kept: nothing of size L·K·D is computed twice.
+    A window needs L·K·D sines and as many cosines for the gradient. The angle of an evenly spaced time is
+    a coarse one plus a fine one, sin(a + b) = sin a cos b + cos a sin b, so about 2√L of each are
+    evaluated, and both products are kept: nothing of size L·K·D is computed twice.
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class _Sinusoids(torch.autograd.Function):
         return A * sin
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         A, sin, cos, time = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_A = torch.linalg.vecdot(grad, sin, dim=0)
         slope = grad * cos
@@ -59,7 +59,9 @@ class ClockAtoms(nn.Module):
         super().__init__()
         D, K = config.width, config.num_atoms
         self.period = config.window
-        self.encoder = nn.Linear(config.conv_width * D, K)  # a convolution over the last W tokens, oldest first
+        self.encoder = nn.Linear(
+            config.conv_width * D, K
+        )  # a convolution over the last W tokens, oldest first
         self.amplitude = nn.Parameter(torch.randn(K, D) / math.sqrt(K))
         self.frequency = nn.Parameter(torch.rand(K, D) * self.period / 2)
         self.phase = nn.Parameter(torch.rand(K, D) * 2 * math.pi)
@@ -69,10 +71,14 @@ class ClockAtoms(nn.Module):
 
     def atoms(self, time_T: Tensor) -> Tensor:
         """Return the dictionary S (T, K, D) at clock times that follow each other evenly."""
-        atoms: Tensor = _Sinusoids.apply(self.amplitude, self.frequency, self.phase, time_T / self.period)  # type: ignore[no-untyped-call]
+        atoms: Tensor = _Sinusoids.apply(  # type: ignore[no-untyped-call]
+            self.amplitude, self.frequency, self.phase, time_T / self.period
+        )
         return atoms
 
-    def forward(self, x_TBD: Tensor, conv_BWD: Tensor, clock_B: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor]]:
+    def forward(
+        self, x_TBD: Tensor, conv_BWD: Tensor, clock_B: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor]]:
         """Return x̂ (T, B, D), the mixing vectors (T, B, K) and the new state, for a whole window."""
         padded = torch.cat([conv_BWD.transpose(0, 1), x_TBD])
         taps = padded.unfold(0, padded.shape[0] - len(x_TBD) + 1, 1).movedim(-1, 2).flatten(2)  # (T, B, W·D)
@@ -94,7 +100,9 @@ class ClockAtoms(nn.Module):
         now = int(start)
         while length > 0:
             count = min(length, self.period - now)
-            pieces.append(self.atoms(torch.arange(now, now + count, device=start.device, dtype=torch.float32)))
+            pieces.append(
+                self.atoms(torch.arange(now, now + count, device=start.device, dtype=torch.float32))
+            )
             length, now = length - count, 0
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -113,6 +121,8 @@ class ClockAtoms(nn.Module):
         for t in range(len(x_TD)):
             seen = functional.pad(x_TD, (0, 0, num_taps - 1, 0))[t : t + num_taps]
             c = self.activation(self.encoder.weight.double() @ seen.flatten() + self.encoder.bias.double())
-            angle = 2 * math.pi * self.frequency.double() * (t % self.period) / self.period + self.phase.double()
+            angle = (
+                2 * math.pi * self.frequency.double() * (t % self.period) / self.period + self.phase.double()
+            )
             out.append((c[:, None] * self.amplitude.double() * torch.sin(angle)).sum(0))
         return torch.stack(out)

@@ -119,7 +119,13 @@ def _integer(name: str, value: object, least: int) -> None:
 PRESETS: dict[str, ModelConfig] = {
     # The paper's single layer: no residual stream, a pointer that sees one window.
     "paper": ModelConfig(
-        vocab_size=4096, layer="clock", width=512, num_atoms=256, activation="tanh", residual=False, copy_window=128
+        vocab_size=4096,
+        layer="clock",
+        width=512,
+        num_atoms=256,
+        activation="tanh",
+        residual=False,
+        copy_window=128,
     ),
     "edge-nano": ModelConfig(vocab_size=4096, num_layers=3, width=128, num_atoms=128, glu_width=256),
     "edge-micro": ModelConfig(vocab_size=4096, num_layers=4, width=256, num_atoms=256, glu_width=512),

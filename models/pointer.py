@@ -55,17 +55,27 @@ class PointerHead(nn.Module):
         nn.init.constant_(self.gate.bias, 2.0)  # begin by trusting the vocabulary
 
     def forward(
-        self, h_TBD: Tensor, ids_TB: Tensor, embedding: nn.Embedding, last_key: Tensor, keys: Tensor, ids: Tensor
+        self,
+        h_TBD: Tensor,
+        ids_TB: Tensor,
+        embedding: nn.Embedding,
+        last_key: Tensor,
+        keys: Tensor,
+        ids: Tensor,
     ) -> tuple[Pointed, tuple[Tensor, Tensor, Tensor]]:
         """Attend from every position of a window to the M tokens that end with its own."""
         num_steps, M = len(h_TBD), self.window
-        new_keys = torch.cat([last_key, self.key(h_TBD).transpose(0, 1).to(last_key.dtype)], dim=1)  # (B, 1 + T, P)
+        new_keys = torch.cat(
+            [last_key, self.key(h_TBD).transpose(0, 1).to(last_key.dtype)], dim=1
+        )  # (B, 1 + T, P)
         keys_BJP = torch.cat([keys, new_keys[:, :-1]], dim=1)  # J = M + T
         ids_BJ = torch.cat([ids, (ids_TB.T + 1).to(ids.dtype)], dim=1)
         query_BTP = self.query(h_TBD).transpose(0, 1)
         scores_BTJ = torch.bmm(query_BTP, keys_BJP.transpose(1, 2).to(query_BTP.dtype)).float()
         place = torch.arange(M + num_steps, device=ids.device)
-        behind = torch.arange(num_steps, device=ids.device)[:, None] + M - place  # 0 for the token's own place
+        behind = (
+            torch.arange(num_steps, device=ids.device)[:, None] + M - place
+        )  # 0 for the token's own place
         seen = (behind >= 0) & (behind < M) & (ids_BJ > 0)[:, None]
         scores_BTJ = (scores_BTJ / math.sqrt(self.key.out_features)).masked_fill(~seen, -math.inf)
         attention_BTJ = torch.softmax(scores_BTJ, dim=-1)

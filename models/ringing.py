@@ -43,8 +43,8 @@ class RingingAtoms(nn.Module):
         self.conv = CausalConv(D, config.conv_width)
         self.strike = nn.Linear(D, 3 * K)
         self.synthesis = nn.Linear(2 * K, D, bias=False)  # weight: (D, [A cos Φ | −A sin Φ])
-        self.omega = nn.Parameter(torch.logspace(*(math.log10(w) for w in OMEGA_RANGE), K))
-        # Damping is spread over the atoms in an order of its own, so that every pitch has short and long atoms.
+        self.omega = nn.Parameter(torch.logspace(math.log10(OMEGA_RANGE[0]), math.log10(OMEGA_RANGE[1]), K))
+        # Damping has an order of its own, so that there are short and long atoms at every pitch.
         spread = torch.linspace(*LAMBDA_RANGE, K)
         self.damping = nn.Parameter(spread[torch.arange(K) * _coprime(K) % K])
         self.activation = activation(config.activation)
@@ -60,7 +60,9 @@ class RingingAtoms(nn.Module):
         cosine, minus_sine = self.synthesis.weight.T.chunk(2)
         return torch.atan2(-minus_sine, cosine)
 
-    def forward(self, x_TBD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x_TBD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return x̂ (T, B, D), the mixing vectors (T, B, 2K) and the new state, for a whole window."""
         u_TBD, conv_BWD = self.conv(x_TBD, conv_BWD)
         v_TBK, f_TBK, g_TBK = self.strike(self.activation(u_TBD)).chunk(3, dim=-1)
@@ -84,7 +86,9 @@ class RingingAtoms(nn.Module):
         real, imag = h.unbind(2)
         return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=2)
 
-    def step(self, x_BD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def step(
+        self, x_BD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return x̂ (B, D), the mixing vector (B, 2K) and the new state, for one token."""
         taps = torch.cat([conv_BWD, x_BD[:, None]], dim=1)
         u_BD = (taps * self.conv.weight).sum(1) + self.conv.bias
@@ -92,7 +96,9 @@ class RingingAtoms(nn.Module):
         f = torch.sigmoid(f + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
         real, imag = atoms_B2K.unbind(1)
         cos, sin = torch.cos(self.omega), torch.sin(self.omega)
-        atoms_B2K = torch.stack([f * (cos * real - sin * imag) + (1 - f) * v, f * (sin * real + cos * imag)], dim=1)
+        atoms_B2K = torch.stack(
+            [f * (cos * real - sin * imag) + (1 - f) * v, f * (sin * real + cos * imag)], dim=1
+        )
         mixing_BM = (functional.silu(g)[:, None] * atoms_B2K).flatten(1)
         return self.synthesis(mixing_BM), mixing_BM, (taps[:, 1:], atoms_B2K)
 

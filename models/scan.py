@@ -43,7 +43,7 @@ class _Steps(torch.autograd.Function):
         return states[1:]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f, states = ctx.saved_tensors  # type: ignore[attr-defined]
         # g_t = ∂loss/∂h_t in full: what reaches h_t directly, and what reaches it through h_{t+1}.
         full = torch.empty_like(grad)
@@ -55,6 +55,7 @@ class _Steps(torch.autograd.Function):
         return grad_f, full, f[0] * full[0]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: unrolled, it would be compiled step by step
 def scan_steps(f_TB1K: Tensor, b_TBPK: Tensor, h_BPK: Tensor) -> Tensor:
     """Return all h, (T, B, P, K), step by step with a hand-written gradient."""
     states: Tensor = _Steps.apply(f_TB1K, b_TBPK, h_BPK)  # type: ignore[no-untyped-call]
@@ -62,7 +63,7 @@ def scan_steps(f_TB1K: Tensor, b_TBPK: Tensor, h_BPK: Tensor) -> Tensor:
 
 
 def scan_chunks(log_f_TB1K: Tensor, b_TBPK: Tensor, h_BPK: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Return all h, (T, B, P, K), by cumulative sums: h_t = e^{s_t} (h_0 + Σ_{τ≤t} e^{−s_τ} b_τ), s = Σ log f."""
+    """Return all h, (T, B, P, K): h_t = e^{s_t} (h_0 + Σ_{τ≤t} e^{−s_τ} b_τ) with s_t = Σ_{τ≤t} log f_τ."""
     num_steps = len(b_TBPK)
     pad = -num_steps % chunk
     log_f = torch.nn.functional.pad(log_f_TB1K, (0, 0, 0, 0, 0, 0, 0, pad))
@@ -73,4 +74,5 @@ def scan_chunks(log_f_TB1K: Tensor, b_TBPK: Tensor, h_BPK: Tensor, chunk: int = 
     for total, last in zip(torch.exp(decay[:, -1]), inner[:, -1], strict=True):
         carries.append(total * carries[-1] + last)
     states = inner + torch.exp(decay) * torch.stack(carries[:-1])[:, None]
-    return states.flatten(0, 1)[:num_steps]
+    all_states: Tensor = states.flatten(0, 1)[:num_steps]
+    return all_states

@@ -9,6 +9,7 @@ Shapes: T time, B batch, D width, V vocabulary, M mixing vector, S state.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,9 @@ class Block(nn.Module):
             self.unit = GatedUnit(config.width, config.glu_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...], single: bool) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, ...], single: bool
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """Return the stream, x̂, the mixing vectors and the new state; `single` for one step without time."""
         source = self.norm(x) if self.residual else x
         rebuilt, mixing, state = (self.atoms.step if single else self.atoms)(source, *state)
@@ -84,7 +87,7 @@ class SDGM(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.norm = nn.RMSNorm(config.width, eps=1e-6) if config.residual else nn.Identity()
         self.pointer = PointerHead(config) if config.copy_window else None
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -98,7 +101,9 @@ class SDGM(nn.Module):
             outputs = [unit.contract.weight] if isinstance(unit, GatedUnit) else []
             if isinstance(block.atoms, RingingAtoms):
                 outputs.append(block.atoms.synthesis.weight)
-            for weight in outputs:  # what each layer adds shrinks with depth, so that the stream keeps its size
+            for (
+                weight
+            ) in outputs:  # what each layer adds shrinks with depth, so that the stream keeps its size
                 nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1] * 2 * len(self.blocks)))
 
     @property
@@ -151,7 +156,9 @@ class SDGM(nn.Module):
         embedded: Tensor = self.embedding(ids)
         return embedded
 
-    def _layers(self, x: Tensor, pieces: dict[str, Tensor], steps: int, single: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _layers(
+        self, x: Tensor, pieces: dict[str, Tensor], steps: int, single: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         clock = self.config.layer == "clock"
         rebuilt = mixing = x
         for i, block in enumerate(self.blocks):
@@ -164,7 +171,9 @@ class SDGM(nn.Module):
             pieces["clock"] = (pieces["clock"] + steps) % self.config.window
         return x, rebuilt, mixing
 
-    def _head(self, x_TBD: Tensor, ids_TB: Tensor, pieces: dict[str, Tensor]) -> tuple[Tensor, Pointed | None]:
+    def _head(
+        self, x_TBD: Tensor, ids_TB: Tensor, pieces: dict[str, Tensor]
+    ) -> tuple[Tensor, Pointed | None]:
         hidden = self.dropout(self.norm(x_TBD))
         if self.pointer is None:
             return hidden, None

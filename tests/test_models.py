@@ -1,0 +1,209 @@
+"""Config and the SDGM: all forms of both spectral layers agree, whatever the split."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import FORMS
+
+from sdgm_edge.models import PRESETS, SDGM, ModelConfig, copy_log_probs, preset
+from sdgm_edge.models.clock import ClockAtoms
+from sdgm_edge.models.ringing import RingingAtoms
+
+VOCABULARY = 60
+
+
+def config(**changes):
+    base = dict(vocab_size=VOCABULARY, num_layers=2, width=24, num_atoms=16, window=16, glu_width=20)
+    return ModelConfig(**{**base, **changes})
+
+
+FAMILY = {
+    "ringing": config(),
+    "ringing with a pointer": config(copy_window=7, copy_width=8),
+    "ringing, conv of one token": config(conv_width=1, glu_width=0),
+    "clock": config(layer="clock", activation="softmax"),
+    "the paper": config(
+        layer="clock", activation="tanh", num_layers=1, residual=False, glu_width=0, copy_window=5, copy_width=8
+    ),
+}
+
+
+@pytest.fixture(params=FAMILY, scope="module")
+def model(request):
+    torch.manual_seed(1)
+    model = SDGM(FAMILY[request.param]).eval()
+    with torch.no_grad():  # away from the initial zeros
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def tokens(batch, steps, seed=0):
+    return torch.randint(0, VOCABULARY, (batch, steps), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@settings(max_examples=15, deadline=None)
+@given(steps=st.integers(1, 53), cuts=st.lists(st.integers(0, 53), max_size=4), seed=st.integers(0, 99))
+def test_a_text_split_anywhere_is_the_whole_text(model, steps, cuts, seed):
+    ids = tokens(2, steps, seed)
+    whole = model(ids)
+    edges = sorted({0, steps, *(cut for cut in cuts if cut < steps)})
+    state, logits, mixing = model.initial_state(2), [], []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        out = model(ids[:, start:stop], state)
+        state = out.state_BS
+        logits.append(out.logits_BTV)
+        mixing.append(out.mixing_BTM)
+    torch.testing.assert_close(torch.cat(logits, 1), whole.logits_BTV, atol=FORMS, rtol=FORMS)
+    torch.testing.assert_close(torch.cat(mixing, 1), whole.mixing_BTM, atol=FORMS, rtol=FORMS)
+    torch.testing.assert_close(state, whole.state_BS, atol=FORMS, rtol=FORMS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 2, 37])
+def test_step_is_the_window_token_by_token(model, steps):
+    ids = tokens(3, steps)
+    whole = model(ids)
+    state = model.initial_state(3)
+    for t in range(steps):
+        before = state.clone()
+        logits, mixing, new = model.step(ids[:, t], state)
+        assert torch.equal(state, before), "step must not change the state that it is given"
+        state = new
+        torch.testing.assert_close(logits, whole.logits_BTV[:, t], atol=FORMS, rtol=FORMS)
+        torch.testing.assert_close(mixing, whole.mixing_BTM[:, t], atol=FORMS, rtol=FORMS)
+    torch.testing.assert_close(state, whole.state_BS, atol=FORMS, rtol=FORMS)
+
+
+@torch.no_grad()
+def test_no_token_sees_a_later_one(model):
+    ids = tokens(1, 30)
+    changed = ids.clone()
+    changed[0, 20] = (changed[0, 20] + 1) % VOCABULARY
+    before, after = model(ids).logits_BTV, model(changed).logits_BTV
+    torch.testing.assert_close(before[:, :20], after[:, :20], atol=0, rtol=0)
+    assert not torch.allclose(before[:, 20], after[:, 20])
+
+
+@torch.no_grad()
+def test_sequences_of_a_batch_do_not_touch(model):
+    ids = tokens(3, 21)
+    state = model(tokens(3, 5, seed=4)).state_BS
+    together = model(ids, state)
+    for i in range(3):
+        alone = model(ids[i : i + 1], state[i : i + 1])
+        torch.testing.assert_close(alone.logits_BTV, together.logits_BTV[i : i + 1], atol=FORMS, rtol=FORMS)
+        torch.testing.assert_close(alone.state_BS, together.state_BS[i : i + 1], atol=FORMS, rtol=FORMS)
+
+
+@torch.no_grad()
+def test_clocks_of_a_batch_may_differ():
+    model = SDGM(FAMILY["clock"]).eval()
+    early, late = model(tokens(1, 3)).state_BS, model(tokens(1, 11)).state_BS
+    ids = tokens(2, 19)
+    together = model(ids, torch.cat([early, late]))
+    for i, state in enumerate((early, late)):
+        alone = model(ids[i : i + 1], state)
+        torch.testing.assert_close(alone.logits_BTV, together.logits_BTV[i : i + 1], atol=FORMS, rtol=FORMS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [RingingAtoms, ClockAtoms])
+@pytest.mark.parametrize("steps", [1, 2, 23, 40])
+def test_layer_agrees_with_its_formula(kind, steps):
+    torch.manual_seed(steps)
+    settings = config(layer="ringing" if kind is RingingAtoms else "clock")
+    layer = kind(settings)
+    x = torch.randn(steps, settings.width)
+    conv = torch.zeros(1, settings.conv_width - 1, settings.width)
+    rest = torch.zeros(1, 2, settings.num_atoms) if kind is RingingAtoms else torch.zeros(1)
+    rebuilt, _, _ = layer(x[:, None], conv, rest)
+    torch.testing.assert_close(rebuilt[:, 0], layer.naive(x.double()).float(), atol=FORMS, rtol=FORMS)
+
+
+def test_gradients_of_the_clock_dictionary_are_those_of_its_formula():
+    torch.manual_seed(0)
+    layer = ClockAtoms(config(layer="clock"))
+    time = torch.arange(3.0, 16.0)
+    weights = torch.randn(len(time), 16, 24)
+    angle = 2 * torch.pi * layer.frequency * (time / layer.period)[:, None, None] + layer.phase
+    literal = layer.amplitude * torch.sin(angle)
+    parameters = (layer.amplitude, layer.frequency, layer.phase)
+    expected = torch.autograd.grad((literal * weights).sum(), parameters)
+    got = torch.autograd.grad((layer.atoms(time) * weights).sum(), parameters)
+    for a, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=1e-4, rtol=1e-4)
+
+
+def test_amplitude_and_phase_make_the_synthesis_matrix():
+    layer = RingingAtoms(config())
+    cosine, minus_sine = layer.synthesis.weight.T.chunk(2)
+    torch.testing.assert_close(layer.amplitude * torch.cos(layer.phase), cosine)
+    torch.testing.assert_close(layer.amplitude * torch.sin(layer.phase), -minus_sine)
+
+
+@torch.no_grad()
+def test_pointer_gives_a_distribution_and_copies_only_what_its_window_holds():
+    torch.manual_seed(0)
+    model = SDGM(FAMILY["ringing with a pointer"]).eval()
+    model.pointer.gate.bias.fill_(-50.0)  # copy, and nothing else
+    ids = tokens(1, 30)
+    p = model(ids).logits_BTV.exp()
+    torch.testing.assert_close(p.sum(-1), torch.ones(1, 30), atol=FORMS, rtol=0)
+    for t in range(30):
+        window = set(ids[0, max(0, t - 6) : t + 1].tolist())
+        assert {i for i in range(VOCABULARY) if p[0, t, i] > 1e-6} <= window
+    features = model.features(ids.T, model.initial_state())
+    for word in (ids[0, 29], ids[0, 3]):
+        one = copy_log_probs(features.pointed, word.expand(30, 1)).exp()
+        torch.testing.assert_close(one[:, 0], p[0, :, word], atol=FORMS, rtol=1e-3)
+
+
+def test_state_layout_is_the_state():
+    for settings in FAMILY.values():
+        model = SDGM(settings)
+        state = torch.randn(2, settings.state_size)
+        torch.testing.assert_close(model.pack(model.unpack(state)), state)
+
+
+def test_config_round_trips_and_names_what_is_wrong():
+    for settings in FAMILY.values():
+        assert ModelConfig.from_dict(settings.to_dict()) == settings
+    with pytest.raises(ValueError, match=r"unknown model field 'widht'; known: activation"):
+        ModelConfig.from_dict({"vocab_size": 9, "widht": 3})
+    with pytest.raises(ValueError, match="'vocab_size' is missing"):
+        ModelConfig.from_dict({"width": 3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": "bell"}, "model.layer must be one of ringing, clock, got 'bell'"),
+        ({"activation": "relu"}, "model.activation must be one of"),
+        ({"width": 0}, "model.width must be a whole number of at least 1, got 0"),
+        ({"num_atoms": 2.5}, "model.num_atoms must be a whole number"),
+        ({"copy_window": -1}, "model.copy_window must be a whole number of at least 0"),
+        ({"dropout": 1.0}, r"model.dropout must lie in \[0, 1\), got 1.0"),
+        ({"residual": 1}, "model.residual must be true or false"),
+        ({"residual": False}, "the paper's single layer, got num_layers = 2"),
+    ],
+)
+def test_config_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("edge-nano", 1), ("edge-micro", 4), ("edge-small", 12)])
+def test_product_presets_have_their_size_and_a_small_state(name, millions):
+    assert SDGM(PRESETS[name]).num_parameters == pytest.approx(millions * 1e6, rel=0.1)
+    assert 4 * PRESETS[name].state_size < 60_000
+
+
+def test_preset_changes_fields_and_knows_its_names():
+    assert preset("paper", copy_window=3) == dataclasses.replace(PRESETS["paper"], copy_window=3)
+    with pytest.raises(ValueError, match="model.preset must be one of paper, edge-nano"):
+        preset("edge-huge")
