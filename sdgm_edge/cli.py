@@ -4,14 +4,16 @@ A command is one function. What it needs is imported inside it, so that `sdgm-ed
 a device without torch can run what a device runs. Results go to stdout, progress and logs to stderr.
 """
 
+import dataclasses
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, console
 
 app = typer.Typer(
     name="sdgm-edge",
@@ -55,6 +57,143 @@ def options(
     _debug = debug
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+
+
+@app.command()
+def train(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, globs, .gz, or - for stdin. None: the reference that CPython carries."
+        ),
+    ] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Text to validate on. Default: a part is held out.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="paper, edge-nano, edge-micro (default) or edge-small.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with [corpus], [model], [loss], [training].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out, or with the newest run.")
+    ] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="bpe, or word for the published protocol.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Tokens of the vocabulary.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model (needs a C++ compiler).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train a model on text, into a run folder."""
+    from sdgm_edge.runtime import UsageError
+
+    from .config import load_config
+    from .run import RUNS, new_folder, newest_run, read_run_config
+    from .shards import prepare_corpus
+    from .training import Interrupted
+    from .training import train as run_training
+
+    if resume:
+        if texts or valid or config or preset:
+            raise UsageError(
+                "--resume goes on with a run as it was begun: leave out texts, --valid, --config and --preset"
+            )
+        folder = out or newest_run()
+        settings = read_run_config(folder)
+    else:
+        corpus_table = _given(
+            train=_absolute(texts), valid=_absolute(valid), tokenizer=tokenizer, vocab_size=vocab_size
+        )
+        training_table = _given(epochs=epochs, max_steps=max_steps, seed=seed)
+        settings = load_config(config, preset, corpus=corpus_table, training=training_table)
+        folder = out or new_folder(RUNS, settings)
+    with console.text_progress() as progress:
+        corpus = prepare_corpus(
+            settings.corpus.train or ["pydoc"],
+            settings.corpus.valid or None,
+            tokenizer_kind=settings.corpus.tokenizer,
+            vocab_size=settings.corpus.vocab_size if settings.corpus.tokenizer == "bpe" else None,
+            cache=console.cache_folder(),
+            progress=progress,
+        )
+    try:
+        with console.training_progress(folder) as on_step:
+            summary = run_training(
+                settings,
+                corpus,
+                folder,
+                resume=resume,
+                device=device,
+                precision=precision,
+                compiled=compiled,
+                on_step=on_step,
+            )
+    except Interrupted as reason:
+        print(f"{folder}: {reason}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    record = {**dataclasses.asdict(summary), "folder": str(folder)}
+    if as_json:
+        console.print_json(record)
+    else:
+        console.print_record(record, title="trained")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder, or a bundle.")],
+    texts: Annotated[
+        list[str], typer.Argument(help="Text to score: files, folders, globs, .gz, or - for stdin.")
+    ],
+    variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as int8.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Score a model on text: perplexities and bits per byte, every token once."""
+    from sdgm_edge.runtime import UsageError
+
+    from .sources import read_text
+
+    text = read_text(texts, console.cache_folder())
+    if (model / "checkpoints").is_dir():
+        if variant is not None:
+            raise UsageError(
+                f"--variant {variant} chooses in a bundle, and {model} is a run: export it first"
+            )
+        from .evaluation import score
+        from .run import load_run
+        from .tokenization import Tokenizer
+
+        run = load_run(model)
+        result = score(run.model, Tokenizer.load(run.tokenizer_path), text)
+    else:
+        from sdgm_edge.runtime import Generator
+
+        result = Generator.load(model, variant=variant).score(text)
+    if as_json:
+        console.print_json(result.to_dict())
+        return
+    figures = result.to_dict()
+    figures["token_perplexity (tokenizer-dependent)"] = figures.pop("token_perplexity")
+    console.print_record(figures, title=f"{model} on {', '.join(texts)}")
+
+
+def _given(**options: object) -> dict[str, object]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _absolute(sources: list[str] | None) -> list[str] | None:
+    """Sources that mean the same from any folder, for a run that is resumed elsewhere."""
+    if sources is None:
+        return None
+    return [s if s in ("-", "pydoc") and not Path(s).exists() else os.path.abspath(s) for s in sources]
 
 
 def main() -> None:

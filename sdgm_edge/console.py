@@ -1,13 +1,20 @@
 """What the commands share in talking to a person or to a machine."""
 
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from .training import Progress as TrainingProgress
 
 _PLAIN_WIDTH = 200  # where stdout is no terminal, tables are not folded
 
@@ -49,6 +56,41 @@ def format_value(value: object) -> str:
         case None:
             return "–"
     return str(value)
+
+
+def cache_folder() -> Path:
+    """Where token shards are kept between runs: `$SDGM_EDGE_CACHE`, or the user's cache folder."""
+    if named := os.environ.get("SDGM_EDGE_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(base) / "sdgm-edge"
+
+
+@contextmanager
+def training_progress(name: object) -> "Iterator[Callable[[TrainingProgress], None]]":
+    """A live line on stderr for training; a plain line every half minute where stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    interactive = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not interactive) as bars:
+        task = bars.add_task(str(name), total=None, figures="")
+        told = 0.0
+
+        def show(now: "TrainingProgress") -> None:
+            nonlocal told
+            figures = f"loss {now.loss:.3f} · {now.tokens_per_second:,.0f} tokens/s"
+            if now.valid_word_perplexity is not None:
+                figures += f" · validation word perplexity {now.valid_word_perplexity:.1f}"
+            bars.update(task, completed=now.step, total=now.total_steps, figures=figures)
+            if not interactive and (time.monotonic() - told > 30 or now.step == now.total_steps):
+                told = time.monotonic()
+                print(f"{name}: step {now.step}/{now.total_steps} · {figures}", file=sys.stderr, flush=True)
+
+        yield show
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The composite loss: α·‖X̂−X‖² + β·‖|STFT(X̂)|−|STFT(X)|‖² + γ·NLL + δ·L_prior.
 
-The squared norms are divided by the number of elements and the likelihoods by the number of tokens, so that a
-weight means the same at any batch and window (the paper leaves its scale open). A term of weight zero is never
-computed.
+The squared norms are divided by the number of elements and the likelihoods by the number of tokens, so that
+a weight means the same at any batch and window (the paper leaves its scale open). A term of weight zero is
+never computed.
 
 Shapes: T time, B batch, D width, V vocabulary, M mixing vector, G components of the prior, N = T·B tokens.
 """
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from sdgm_edge.models import SDGM, Features
-from sdgm_edge.models.pointer import copy_log_probs
+from sdgm_edge.models import SDGM, Features, copy_log_probs
 
 N_FFT, HOP = 256, 64
 LOGITS_AT_ONCE = 1 << 24
@@ -100,7 +99,7 @@ class _VocabularyNLL(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias, said_share = ctx.saved_tensors  # type: ignore[attr-defined]
         gate, copy = (-said_share * grad, (said_share - 1) * grad) if ctx.has_copy else (None, None)  # type: ignore[attr-defined]
         return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, gate, copy
@@ -113,7 +112,12 @@ def vocabulary_nll(features: Features, model: SDGM, targets_TB: Tensor) -> Tenso
         log_gate = features.pointed.log_gate_TB.flatten()
         log_copy = (features.pointed.log_copy_TB + copy_log_probs(features.pointed, targets_TB)).flatten()
     total: Tensor = _VocabularyNLL.apply(  # type: ignore[no-untyped-call]
-        features.hidden_TBD.flatten(0, 1), model.embedding.weight, model.bias, targets_TB.flatten(), log_gate, log_copy
+        features.hidden_TBD.flatten(0, 1),
+        model.embedding.weight,
+        model.bias,
+        targets_TB.flatten(),
+        log_gate,
+        log_copy,
     )
     return total
 
@@ -183,5 +187,7 @@ class Objective(nn.Module):
         with torch.autocast(c_NM.device.type, enabled=False):
             c, precision = c_NM.float(), 1 / self.prior_variances
             quadratic = c.square() @ precision.T - 2 * c @ (self.prior_means * precision).T
-            constant = (self.prior_means.square() * precision + torch.log(2 * math.pi * self.prior_variances)).sum(1)
+            constant = (
+                self.prior_means.square() * precision + torch.log(2 * math.pi * self.prior_variances)
+            ).sum(1)
             return torch.logsumexp(self.prior_log_weights - (quadratic + constant) / 2, dim=1)

@@ -59,18 +59,17 @@ def fit_mixture(
         max_iter=30,
         tol=1e-2,
         random_state=seed,
-        weights_init=None if start is None else start["weights"].astype(np.float64) / start["weights"].sum(dtype=np.float64),
+        weights_init=None
+        if start is None
+        else start["weights"].astype(np.float64) / start["weights"].sum(dtype=np.float64),
         means_init=None if start is None else start["means"],
         precisions_init=None if start is None else 1 / start["variances"],
     )
     with warnings.catch_warnings():  # a few rounds are enough here: the next refit goes on from this one
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(vectors_NM.astype(np.float64))
-    return {
-        "weights": mixture.weights_.astype(np.float32),
-        "means": mixture.means_.astype(np.float32),
-        "variances": mixture.covariances_.astype(np.float32),
-    }
+    fitted = {"weights": mixture.weights_, "means": mixture.means_, "variances": mixture.covariances_}
+    return {name: np.asarray(array, np.float32) for name, array in fitted.items()}
 
 
 def install(objective: Objective, arrays: Arrays) -> None:

@@ -133,6 +133,11 @@ def open_documents(sources: Sequence[str | os.PathLike[str]], spool: Path) -> li
     return list(documents.values())
 
 
+def read_text(sources: Sequence[str | os.PathLike[str]], spool: Path) -> str:
+    """The whole text of `sources`, one document after the other. Raises CorpusError."""
+    return "".join(chain.from_iterable(document.pieces() for document in open_documents(sources, spool)))
+
+
 def content_key(documents: Iterable[Document]) -> str:
     """A sha256 that changes when the documents, their order, or the parts of them that are used change."""
     parts = "".join(f"{part.sha256} {part.start} {part.stop}\n" for part in documents)

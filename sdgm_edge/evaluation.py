@@ -1,0 +1,78 @@
+"""How good a model is: every token of a text scored once, state carried from its first to its last."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdgm_edge.losses import vocabulary_nll
+from sdgm_edge.models import SDGM
+from sdgm_edge.runtime import Score, count_words
+from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
+
+WINDOW = 256
+
+
+def score(model: SDGM, tokenizer: Tokenizer, text: str) -> Score:
+    """Score a text from its first token to its last, as `runtime.scoring` defines the figures."""
+    ids = tokenizer.encode(text)
+    data = text.encode()
+    return Score(
+        nll=total_nll(model, np.array([BEGIN_ID, *ids])),
+        num_tokens=len(ids),
+        num_words=count_words(text),
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        has_unk=tokenizer.kind == "word" and tokenizer.token_id(UNKNOWN) in ids,
+    )
+
+
+@torch.no_grad()
+def total_nll(model: SDGM, tokens: NDArray[np.integer], lanes: int = 1) -> float:
+    """Return −Σ log p(token) in nats over all tokens but the first, which is only given.
+
+    With several lanes the text is cut into as many parts that are read side by side, which is quicker; each
+    part but the first then lacks its context, and the figure is a little too high. Reports use one lane.
+    """
+    was_training = model.training
+    model.eval()
+    length = (len(tokens) - 1) // lanes
+    total, state = _read(model, tokens, np.arange(lanes) * length, length, model.initial_state(lanes))
+    rest = len(tokens) - 1 - lanes * length  # the last lane goes on to the end
+    total += _read(model, tokens, np.array([lanes * length]), rest, state[-1:])[0]
+    model.train(was_training)
+    return total
+
+
+def _read(
+    model: SDGM, tokens: NDArray[np.integer], starts: NDArray[np.integer], length: int, state: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    """Score `length` tokens after each of `starts`; return their NLL and the state after them."""
+    total = 0.0
+    for begin in range(0, length, WINDOW):
+        count = min(WINDOW, length - begin)
+        places = starts[:, None] + begin + np.arange(count + 1)
+        block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(state.device).T
+        features = model.features(block_TB[:-1], state)
+        state = features.state_BS
+        total += float(vocabulary_nll(features, model, block_TB[1:]))
+    return total, state
+
+
+@torch.no_grad()
+def mixing_sample(model: SDGM, tokens: NDArray[np.integer], count: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return about `count` mixing vectors, (N, M), of the model at places of a text chosen by `seed`."""
+    was_training = model.training
+    model.eval()
+    window = min(model.config.window, len(tokens))
+    starts = np.random.default_rng(seed).integers(0, len(tokens) - window + 1, max(1, count * 2 // window))
+    block = torch.from_numpy(tokens[starts[:, None] + np.arange(window)].astype(np.int64))
+    state = model.initial_state(len(starts))
+    mixing_TBM = model.features(block.to(state.device).T, state).mixing_TBM
+    model.train(was_training)
+    settled = mixing_TBM[window // 2 :].flatten(0, 1)  # the first half only warms the atoms up
+    vectors: NDArray[np.float32] = settled.float().cpu().numpy()
+    return vectors

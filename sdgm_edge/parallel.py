@@ -1,0 +1,60 @@
+"""Several processes as one: what `torchrun` starts trains together, the batch divided among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """This process' place among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process validates, fits the mixture and writes the run folder."""
+        return self.rank == 0
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return every process' rows, in the order of rank."""
+        if self.world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """Give every process the leader's tensor, in place."""
+        if self.world > 1:
+            distributed.broadcast(tensor, src=0)
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Tell whether the flag is up in any process."""
+        if self.world == 1:
+            return flag
+        seen = torch.tensor(float(flag), device=device)
+        distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
+        return bool(seen)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Group]:
+    """Join the processes that `torchrun` started with this one; alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Group()
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(distributed.get_rank(), world)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,147 @@
+"""A run folder: where a training leaves its config, tokenizer, checkpoints, mixture and log.
+
+config.json  tokenizer.json  heldout.txt  gmm.npz  log.csv  curve.png  tensorboard/
+checkpoints/last-<step>/  checkpoints/best-<step>/
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdgm_edge.runtime import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from sdgm_edge.checkpoint import Checkpoint
+    from sdgm_edge.config import RunConfig
+    from sdgm_edge.models import SDGM, ModelConfig
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A trained run, ready to be evaluated or exported."""
+
+    path: Path
+    config: ModelConfig
+    model: SDGM
+    """With the best weights, in evaluation mode."""
+    tokenizer_path: Path
+    prior: dict[str, NDArray[np.float32]] | None
+    """The mixture: `weights`, `means`, `variances`; None where the run was stopped before it was fitted."""
+    heldout: str
+    """A piece of the validation text."""
+
+
+def new_folder(root: Path, config: RunConfig) -> Path:
+    """Return a folder under `root` that no run uses, named after the text and the preset."""
+    sources = config.corpus.train
+    text = "text" if "-" in sources else Path(sources[0]).name.split(".")[0] if sources else "pydoc"
+    name = f"{text or 'text'}-{config.preset}"
+    return next(
+        p for i in itertools.count(1) if not (p := root / (name if i == 1 else f"{name}-{i}")).exists()
+    )
+
+
+def newest_run(root: Path = RUNS) -> Path:
+    """Return the run under `root` that was worked on last."""
+    runs = [path.parent for path in root.glob("*/config.json") if (path.parent / "checkpoints").is_dir()]
+    if not runs:
+        raise RunError(
+            f"no trained run under {root}/: train one first (sdgm-edge train), or name a run folder"
+        )
+    return max(runs, key=lambda run: ((run / "checkpoints").stat().st_mtime_ns, run.name))
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Return the config that a run was started with."""
+    from sdgm_edge.config import RunConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunError(
+            f"{folder} is not a run folder: it has no config.json; expected one made by sdgm-edge train"
+        )
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as reason:
+        raise RunError(f"{path} is damaged: {reason}; train again into another folder") from reason
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return RunConfig.from_dict(values, str(path))
+
+
+def load_run(folder: Path, device: str = "cpu") -> Run:
+    """Load a run with its best weights: of the best validation, or of the last checkpoint before any.
+
+    Raises:
+        RunError: the folder is not a run, or has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged.
+    """
+    from sdgm_edge import checkpoint
+    from sdgm_edge.models import SDGM
+
+    config = read_run_config(folder).model
+    found = checkpoint.existing(folder / "checkpoints", "best") or checkpoint.existing(
+        folder / "checkpoints", "last"
+    )
+    if not found:
+        raise RunError(f"{folder} has no checkpoint yet: let it train for a while, or go on with --resume")
+    model = SDGM(config)
+    load_weights(model, checkpoint.load(found[-1]))
+    prior_path = folder / "gmm.npz"
+    prior = None
+    if prior_path.is_file():
+        with np.load(prior_path, allow_pickle=False) as arrays:
+            prior = {name: arrays[name] for name in ("weights", "means", "variances")}
+    heldout = (folder / "heldout.txt").read_text(encoding="utf-8")
+    return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
+
+
+def load_weights(model: SDGM, saved: Checkpoint) -> None:
+    """Put a checkpoint's weights into a model: the averaged ones where there are any."""
+    from sdgm_edge.runtime import CheckpointError
+
+    try:
+        model.load_state_dict(saved.part("average") or saved.part("model"))
+    except RuntimeError as reason:
+        raise CheckpointError(f"the checkpoint does not fit the run's config: {reason}") from reason
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for one process; the system lets go of it however the process ends.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            _lock(file.fileno())
+        except OSError:
+            raise RunError(
+                f"another run is writing to {folder}: wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

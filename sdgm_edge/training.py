@@ -1,0 +1,459 @@
+"""The training loop: batches through the objective, into checkpoints, until the schedule or patience ends.
+
+A step depends on the config, the weights and its own number alone: dropout and the choice of mixing vectors
+are seeded by it, and carried state is part of a checkpoint. So on a CPU a resumed run repeats, bit for bit,
+what an uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from sdgm_edge import checkpoint
+from sdgm_edge.atomic import replacing
+from sdgm_edge.batches import Lanes
+from sdgm_edge.checkpoint import Checkpoint
+from sdgm_edge.config import RunConfig, TrainingConfig
+from sdgm_edge.evaluation import mixing_sample, total_nll
+from sdgm_edge.losses import Objective, Terms
+from sdgm_edge.models import SDGM, Features
+from sdgm_edge.parallel import Group, joined
+from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
+from sdgm_edge.recorder import Recorder, draw_curve
+from sdgm_edge.run import load_weights, locked, read_run_config
+from sdgm_edge.runtime import CheckpointError, DivergedError, ProviderError, RunError
+from sdgm_edge.shards import Corpus
+
+log = logging.getLogger(__name__)
+
+VALID_LANES = 8
+RESERVOIR = 4096
+VECTORS_AT_END = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands; given to the caller after every step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    tokens_per_second: float
+    valid_word_perplexity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a training came to."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    num_parameters: int
+    tokens_per_second: float
+    valid_token_perplexity: float
+    valid_word_perplexity: float
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal, after its state was saved."""
+
+
+def train(
+    config: RunConfig,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> Summary:
+    """Train a model into a run folder.
+
+    Raises:
+        RunError: the folder is in use, or holds a run and `resume` is not asked for.
+        CorpusError: the text is shorter than one batch of windows.
+        DivergedError: the loss is no number.
+        CheckpointError: a checkpoint cannot be read or written.
+        Interrupted: a signal came; the run was saved and can be resumed.
+    """
+    place = pick_device(device)
+    with joined(place) as group, locked(folder) if group.leads else nullcontext():
+        if resume:
+            config = read_run_config(folder)
+        else:
+            config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
+        trainer = Trainer(config, corpus, folder, place, group, precision, compiled)
+        trainer.open(resume)
+        with _signals() as stopped:
+            return trainer.run(stopped, on_step)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ProviderError(
+            "no CUDA device is available to torch: use --device cpu, or install a CUDA build of torch"
+        )
+    if name == "cuda":
+        torch.cuda.set_device(local := int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", local)
+    return torch.device(name)
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    warm = max(1, round(config.warmup * total))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))) / 2
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimizer: only matrices decay; frequencies and dampings move at a rate of their own."""
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "dynamics": []}
+    for name, parameter in model.named_parameters():
+        dynamic = name.endswith(("omega", "damping", "frequency"))
+        groups["dynamics" if dynamic else "matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
+    settings = [
+        {"params": groups["matrices"], "weight_decay": config.weight_decay, "scale": 1.0},
+        {"params": groups["vectors"], "weight_decay": 0.0, "scale": 1.0},
+        {"params": groups["dynamics"], "weight_decay": 0.0, "scale": config.dynamics_rate},
+    ]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        [g for g in settings if g["params"]], lr=config.learning_rate, betas=(0.9, config.beta2), fused=True
+    )
+
+
+class Trainer:
+    """One run, from its first step or from a checkpoint to its end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        folder: Path,
+        device: torch.device,
+        group: Group,
+        precision: str,
+        compiled: bool,
+    ) -> None:
+        self.config, self.corpus, self.folder, self.device, self.group = config, corpus, folder, device, group
+        t = config.training
+        self.lanes = Lanes(
+            tokens=corpus.train.tokens,
+            batch_size=t.batch_size,
+            window=config.model.window,
+            seed=t.seed,
+            rank=group.rank,
+            world=group.world,
+        )
+        torch.manual_seed(t.seed)
+        self.model = SDGM(config.model).to(device).train()
+        self.objective = Objective(self.model, config.loss, t.num_components).to(device)
+        self.forward: nn.Module = self.objective
+        if group.world > 1:
+            unused = not config.loss.language  # the head has no gradient then
+            self.forward = DistributedDataParallel(
+                self.objective, broadcast_buffers=False, find_unused_parameters=unused
+            )
+        if compiled:
+            self.forward.compile()
+        self.optimizer = make_optimizer(self.model, t)
+        self.averaged = SDGM(config.model).to(device).eval() if t.ema_decay else self.model
+        self.averaged.load_state_dict(self.model.state_dict())
+        bf16 = supports_bf16(device) if precision == "auto" else precision == "bf16"
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.state = self.model.initial_state(t.batch_size // group.world)
+        self.reservoir = Reservoir(RESERVOIR, config.model.mixing_size)
+        self.prior: Arrays | None = None
+        self.step = self.stale = 0
+        self.best = math.inf
+        self.total = t.max_steps or t.epochs * self.lanes.steps_per_epoch
+        self.validate_every = t.valid_steps or self.lanes.steps_per_epoch
+        log.info(
+            "%s parameters on %s, %s", f"{self.model.num_parameters:,}", device, "bf16" if bf16 else "float32"
+        )
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training text so far."""
+        return self.step / self.lanes.steps_per_epoch
+
+    def open(self, resume: bool) -> None:
+        """Begin a run folder, or pick up the one that is there."""
+        root = self.folder / "checkpoints"
+        found = checkpoint.existing(root, "last")
+        if resume:
+            if not found:
+                raise RunError(f"{self.folder} has no checkpoint to resume from: train without --resume")
+            self._restore(checkpoint.load(found[-1]))
+        elif (self.folder / "config.json").exists():
+            raise RunError(
+                f"{self.folder} holds a run already: go on with it by --resume, or choose another --out"
+            )
+        elif self.group.leads:
+            self.corpus.tokenizer.save(self.folder / "tokenizer.json")
+            _write_text(self.folder / "heldout.txt", self.corpus.heldout_text)
+            _write_text(self.folder / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
+        self.recorder = Recorder(self.folder, self.step) if self.group.leads else None
+
+    def run(self, stopped: threading.Event, on_step: Callable[[Progress], None]) -> Summary:
+        """Train to the end; save, and raise `Interrupted`, when `stopped` is set."""
+        t, first, began = self.config.training, self.step, time.perf_counter()
+        saved = logged = began
+        check_every = 1 if self.device.type == "cpu" else 10  # reading a GPU's loss makes it wait
+        tokens = t.batch_size * self.config.model.window
+        loss = valid = math.nan
+        speed = 0.0
+        while self.step < self.total and not (t.early_stop and self.stale >= t.early_stop):
+            terms, features, rate = self._train_step()
+            if self.step % check_every == 0 or self.step == self.total:
+                loss = self._finite(terms.loss, rate)
+            if self.step % 10 == 0:
+                now = time.perf_counter()
+                speed, logged = 10 * tokens / (now - logged), now
+                self._record(terms, features, rate, speed)
+            if self.step % self.validate_every == 0 or self.step == self.total:
+                self._finite(terms.loss, rate)
+                valid = self._validate()
+                saved = logged = self._save()
+            elif self.group.any(time.perf_counter() - saved > 60 * t.checkpoint_minutes, self.device):
+                self._finite(terms.loss, rate)
+                saved = logged = self._save()
+            on_step(Progress(self.step, self.total, loss, speed, None if math.isnan(valid) else valid))
+            if self.group.any(stopped.is_set(), self.device) and self.step < self.total:
+                self._finite(terms.loss, rate)
+                self._save()
+                self._close()
+                raise Interrupted(f"stopped at step {self.step} of {self.total}; go on with --resume")
+        self._finish()
+        seconds = time.perf_counter() - began
+        nll = self.best
+        return Summary(
+            self.folder,
+            self.step,
+            seconds,
+            self.model.num_parameters,
+            (self.step - first) * tokens / seconds,
+            math.exp(nll / max(1, len(self.corpus.valid) - 1)),
+            math.exp(nll / _words(self.corpus)),
+        )
+
+    def _train_step(self) -> tuple[Terms, Features, float]:
+        t = self.config.training
+        epoch, index = divmod(self.step, self.lanes.steps_per_epoch)
+        inputs, targets = (ids.to(self.device, non_blocking=True) for ids in self.lanes.batch(epoch, index))
+        if index == 0 or not t.carry_state:
+            self.state = torch.zeros_like(self.state)
+        torch.manual_seed((t.seed * 1_000_003 + self.step) * self.group.world + self.group.rank)
+        with self.autocast:
+            terms, features = self.forward(inputs, targets, self.state)
+        self.state = features.state_BS.detach()
+        terms.loss.backward()
+        rate = learning_rate(t, self.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        if t.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.group.leads:
+            self.reservoir.add(features.mixing_TBM, seed=t.seed + self.step)
+        self.step += 1
+        if t.ema_decay:
+            decay = min(t.ema_decay, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay
+                )
+        return terms, features, rate
+
+    def _finite(self, loss: Tensor, rate: float) -> float:
+        value = float(loss.detach())
+        if self.group.any(not math.isfinite(value), self.device):
+            self._close()
+            kept = checkpoint.existing(self.folder / "checkpoints", "last")
+            raise DivergedError(
+                f"the loss is {value} at step {self.step}, learning rate {rate:.2e}: try a lower "
+                "training.learning_rate, a longer training.warmup or a smaller training.clip; "
+                + (f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet")
+            )
+        return value
+
+    def _record(self, terms: Terms, features: Features, rate: float, speed: float) -> None:
+        if self.recorder is None:
+            return
+        values = {name: float(term.detach()) for name, term in terms._asdict().items() if term is not None}
+        with torch.no_grad():
+            cosine = functional.cosine_similarity(
+                features.rebuilt_TBD.float(), features.embedded_TBD.float(), -1
+            )
+        values |= {"cosine": float(cosine.mean()), "learning_rate": rate, "tokens_per_second": speed}
+        self.recorder.add(self.step, self.epoch, values)
+
+    def _validate(self) -> float:
+        """Score the validation text, keep the weights if they are the best so far, refit the mixture."""
+        nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self.group.leads:
+            nll += total_nll(self.averaged, self.corpus.valid.tokens, lanes=VALID_LANES)
+        value = float(self.group.share(nll))
+        word_perplexity = math.exp(min(700, value / _words(self.corpus)))
+        if value < self.best:
+            self.best, self.stale = value, 0
+            if self.group.leads:
+                weights = {f"model.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+                values = {"valid_nll": value, "valid_word_perplexity": word_perplexity}
+                checkpoint.save(
+                    Checkpoint(weights, values), self.folder / "checkpoints", "best", self.step, keep=1
+                )
+        else:
+            self.stale += 1
+        if self.recorder is not None:
+            per_token = math.exp(min(700, value / max(1, len(self.corpus.valid) - 1)))
+            self.recorder.add(
+                self.step,
+                self.epoch,
+                {"valid_token_perplexity": per_token, "valid_word_perplexity": word_perplexity},
+            )
+            draw_curve(self.folder)
+        if self.config.loss.prior:
+            self._refit()
+        return word_perplexity
+
+    def _refit(self) -> None:
+        if self.group.leads:
+            t = self.config.training
+            self.prior = fit_mixture(self.reservoir.collected(), t.num_components, self.prior, t.seed)
+            install(self.objective, self.prior)
+        for buffer in self.objective.buffers(recurse=False):
+            self.group.share(buffer)
+
+    def _finish(self) -> None:
+        """Fit the mixture that is exported to the weights that are exported."""
+        if not self.group.leads:
+            return
+        best = checkpoint.existing(self.folder / "checkpoints", "best")
+        load_weights(self.averaged, checkpoint.load(best[-1]))
+        t = self.config.training
+        vectors = mixing_sample(self.averaged, self.corpus.train.tokens, VECTORS_AT_END, t.seed)
+        prior = fit_mixture(vectors, t.num_components, self.prior, t.seed)
+        with replacing(self.folder / "gmm.npz", CheckpointError) as file:
+            np.savez(file, **prior)  # type: ignore[arg-type]
+        self._close()
+
+    def _close(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
+            draw_curve(self.folder)
+
+    def _save(self) -> float:
+        state = self.group.gather(self.state)
+        if self.group.leads:
+            tensors = {"state": state, "reservoir": self.reservoir.vectors}
+            tensors |= {f"model.{name}": t for name, t in self.model.state_dict().items()}
+            if self.config.training.ema_decay:
+                tensors |= {f"average.{name}": t for name, t in self.averaged.state_dict().items()}
+            for index, moments in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
+            if self.prior is not None:
+                tensors |= {f"prior.{name}": torch.from_numpy(a) for name, a in self.prior.items()}
+            values: dict[str, Any] = {
+                "step": self.step,
+                "best": self.best if math.isfinite(self.best) else None,
+                "stale": self.stale,
+                "num_collected": self.reservoir.num_added,
+                "corpus": self.corpus.train.sha256,
+            }
+            checkpoint.save(Checkpoint(tensors, values), self.folder / "checkpoints", "last", self.step)
+        return time.perf_counter()
+
+    def _restore(self, saved: Checkpoint) -> None:
+        values = saved.values
+        if values["corpus"] != self.corpus.train.sha256:
+            raise CheckpointError(
+                f"{self.folder} was trained on another text (sha256 {values['corpus'][:12]}…, now "
+                f"{self.corpus.train.sha256[:12]}…): resume with the text that it began with"
+            )
+        try:
+            self.model.load_state_dict(saved.part("model"))
+        except RuntimeError as reason:
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} does not fit its config: {reason}"
+            ) from reason
+        load_weights(self.averaged, saved)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.part("optimizer").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        share = len(self.state)
+        self.state = saved.tensors["state"][self.group.rank * share :][:share].to(self.device)
+        self.reservoir.vectors = saved.tensors["reservoir"]
+        self.reservoir.num_added = values["num_collected"]
+        if prior := saved.part("prior"):
+            self.prior = {name: tensor.numpy() for name, tensor in prior.items()}
+            install(self.objective, self.prior)
+        self.step, self.stale = values["step"], values["stale"]
+        self.best = math.inf if values["best"] is None else values["best"]
+
+
+def _words(corpus: Corpus) -> int:
+    return max(1, corpus.valid.num_words + corpus.valid.num_lines)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path, CheckpointError) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets: the step under way is finished. A second SIGINT stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if stopped.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
