@@ -107,4 +107,5 @@ def mixed_log_probs(pointed: Pointed, logits_TBV: Tensor) -> Tensor:
     places = (pointed.ids_BJ - 1).clamp_min(0).long().expand(pointed.attention_TBJ.shape)
     copied.scatter_add_(-1, places, pointed.attention_TBJ)  # empty places weigh nothing
     said = functional.log_softmax(logits_TBV.float(), dim=-1) + pointed.log_gate_TB[..., None]
-    return torch.logaddexp(said, copied.log() + pointed.log_copy_TB[..., None])
+    least = torch.finfo(torch.float32).tiny  # the logarithm of zero has no gradient
+    return torch.logaddexp(said, copied.clamp_min(least).log() + pointed.log_copy_TB[..., None])
