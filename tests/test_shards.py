@@ -44,7 +44,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4))
-def test_bpe_shard_is_the_documents_each_after_a_begin_token(tmp_path_factory, texts: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_bpe_shard_is_the_documents_each_after_a_begin_token(tmp_path_factory, texts: list[str]) -> None:
     assume(not any("\0" in content or content.startswith("\ufeff") for content in texts))
     folder = tmp_path_factory.mktemp("documents")
     for number, content in enumerate(texts):
@@ -240,7 +240,7 @@ def test_made_anew_when_the_text_or_the_vocabulary_changed(text: Path, cache: Pa
 )
 def test_damaged_shard_is_made_anew(
     text: Path, cache: Path, caplog: pytest.LogCaptureFixture, damage
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     first = prepare(text, cache).valid.tokens.tolist()
     for path in cache.glob("shard-*.bin"):
         damage(path)
@@ -305,7 +305,7 @@ def test_vocabulary_is_learnt_from_a_spread_sample(
     monkeypatch.setattr(shards, "_PIECE", 1024)
     seen: list[str] = []
 
-    def learn(texts, vocab_size: int):  # type: ignore[no-untyped-def]
+    def learn(texts, vocab_size: int):
         seen.extend(texts)
         return train_bpe([LINES], vocab_size)
 

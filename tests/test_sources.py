@@ -175,7 +175,7 @@ def test_character_broken_off_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-12], lambda data: data[:30] + b"\xff" * 20 + data[50:]]
 )
-def test_damaged_gzip(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_gzip(tmp_path: Path, damage) -> None:
     (tmp_path / "a.txt.gz").write_bytes(damage(gzip.compress(os.urandom(200).hex().encode())))
     with pytest.raises(
         CorpusError, match=r"a\.txt\.gz cannot be read: .*; check its permissions or fetch it anew"

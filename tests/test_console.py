@@ -1,0 +1,68 @@
+import io
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from sdgm_edge import console
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (False, "no"),
+        (1234567, "1,234,567"),
+        (12.345, "12.35"),
+        (-1234.5, "-1,234.50"),
+        (0.00123456, "0.001235"),
+        (0.0, "0"),
+        (None, "–"),
+        ("as it is", "as it is"),
+    ],
+)
+def test_format_value(value: object, text: str) -> None:
+    assert console.format_value(value) == text
+
+
+def test_table_is_not_folded_where_stdout_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(("name", "count"), [("x" * 120, 12345), ("[b]", 6)], title="figures")
+    printed = capsys.readouterr()
+    assert "x" * 120 in printed.out
+    assert "[b]" in printed.out
+    assert " 12,345 " in printed.out
+    assert printed.err == ""
+
+
+def test_record(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_record({"tokens": 5, "note": None})
+    lines = capsys.readouterr().out.splitlines()
+    assert any("tokens" in line and "5" in line for line in lines)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({"naïve": [1.5, None]})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"naïve": [1.5, None]}
+    assert "naïve" in printed
+
+
+def test_json_refuses_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        console.print_json(float("nan"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_text_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, stream: Any, shown: bool) -> None:
+    errors = stream()
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.text_progress() as progress:
+        progress("tokenising", 500, 1000)
+    assert ("tokenising" in errors.getvalue()) is shown
