@@ -34,12 +34,16 @@ from .errors import (
 if TYPE_CHECKING:
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
+    from .generation import Generation, Stream, Timing
+    from .generator import Generator, TokenLogprob
     from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
     from .mixture import ComponentReport, Mixture
     from .parameters import SamplingParams
     from .sampling import Sampled, Sampler
     from .scoring import Score, count_words, score_chunks, token_nlls
+    from .session import Session
     from .text import Healing, HealingMask, TokenStream, Vocabulary, heal
+    from .verification import VariantReport, VerifyReport, verify
 
 _LAZY = {
     "Bundle": "bundle",
@@ -47,6 +51,11 @@ _LAZY = {
     "write_bundle": "bundle",
     "decode_arrays": "container",
     "encode_arrays": "container",
+    "Generation": "generation",
+    "Stream": "generation",
+    "Timing": "generation",
+    "Generator": "generator",
+    "TokenLogprob": "generator",
     "BundleConfig": "manifest",
     "GenerationConfig": "manifest",
     "Golden": "manifest",
@@ -62,6 +71,10 @@ _LAZY = {
     "count_words": "scoring",
     "score_chunks": "scoring",
     "token_nlls": "scoring",
+    "Session": "session",
+    "VariantReport": "verification",
+    "VerifyReport": "verification",
+    "verify": "verification",
     "Healing": "text",
     "HealingMask": "text",
     "TokenStream": "text",
@@ -80,7 +93,9 @@ __all__ = [
     "CorpusError",
     "DivergedError",
     "ExportError",
+    "Generation",
     "GenerationConfig",
+    "Generator",
     "Golden",
     "Healing",
     "HealingMask",
@@ -95,11 +110,17 @@ __all__ = [
     "SamplingParams",
     "Score",
     "SdgmError",
+    "Session",
     "StateError",
+    "Stream",
+    "Timing",
+    "TokenLogprob",
     "TokenStream",
     "TokenizerError",
     "UsageError",
     "Variant",
+    "VariantReport",
+    "VerifyReport",
     "Vocabulary",
     "count_words",
     "decode_arrays",
@@ -109,6 +130,7 @@ __all__ = [
     "read_bundle",
     "score_chunks",
     "token_nlls",
+    "verify",
     "write_bundle",
 ]
 

@@ -54,6 +54,7 @@ SUFFIX = ".sdgm"
 _MB = 1 << 20
 CAPS = {MANIFEST: 16 * _MB, CONFIG: _MB, TOKENIZER: 64 * _MB, GENERATION: _MB, MIXTURE: 256 * _MB, CARD: _MB}
 GRAPH_CAP = 2048 * _MB - 1  # protobuf's own limit
+_EXTERNAL = b"\n\x08location\x12"  # how a protobuf says where a tensor's external data lie
 _STALE_SECONDS = 24 * 3600
 
 
@@ -89,6 +90,7 @@ class Bundle:
     def graph(self, variant: str | None = None) -> Path | bytes:
         """The checked graph of a variant: its path where it is a file of its own, else its bytes."""
         name = self.variant(variant).file
+        _check_self_contained(self.source, name, self.path)
         if path := self.source.path(name):
             self.check(name)
             return path
@@ -206,6 +208,18 @@ def _check_digest(digest: str, manifest: Manifest, name: str, where: object) -> 
     expected = manifest.files[name][0]
     if digest != expected:
         raise invalid(where, f"{name} is damaged", f"sha256 {expected[:16]}…", f"{digest[:16]}…")
+
+
+def _check_self_contained(source: Source, name: str, where: object) -> None:
+    """Refuse a graph that takes weights from other files, which no hash covers."""
+    with source.open(name) as file:
+        before = b""
+        while block := file.read(_MB):
+            if _EXTERNAL in before + block:
+                raise invalid(
+                    where, f"{name} refers to other files", "all weights inside it", "external data"
+                )
+            before = block[-len(_EXTERNAL) :]
 
 
 def _tokenizer(data: bytes, where: str, vocab_size: int) -> Tokenizer:

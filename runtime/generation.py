@@ -1,0 +1,174 @@
+"""The loop that turns logits into text, one token after another."""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from .engine import Floats
+from .mixture import Mixture
+from .parameters import SamplingParams
+from .sampling import Sampled, Sampler
+from .session import Session
+from .text import TokenStream, Vocabulary
+
+Cancel = Callable[[], bool]
+_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long a generation took, without the time that its consumer took."""
+
+    prompt_tokens: int
+    """Tokens that were read."""
+    prompt_seconds: float
+    """To read them and choose the first token."""
+    new_tokens: int
+    """Tokens that were generated."""
+    seconds: float
+    """All together."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first."""
+        rest = self.seconds - self.prompt_seconds
+        return (self.new_tokens - 1) / rest if self.new_tokens > 1 and rest > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What was generated."""
+
+    text: str
+    """The text, without the prompt and without the stop text."""
+    tokens: list[int]
+    """The tokens that were sampled, all of them."""
+    sampled: list[Sampled]
+    """For each token its logprob and the top alternatives, where `logprobs` asked for them."""
+    finish_reason: str
+    """"length", "stop" (a stop text), "end" (the model ended the text), "cancelled", or "unfinished"."""
+    stop: str | None
+    """The stop text that was met."""
+    timing: Timing
+    """How long it took."""
+
+    @property
+    def logprobs(self) -> list[float]:
+        """The log-probability of each token, where `logprobs` asked for them."""
+        return [s.logprob for s in self.sampled if s.logprob is not None]
+
+
+class Stream(Iterator[str]):
+    """Pieces of text as they are generated, each of whole characters; `generation` tells all about them."""
+
+    def __init__(
+        self,
+        session: Session,
+        vocabulary: Vocabulary,
+        params: SamplingParams,
+        ids: Iterable[int],
+        *,
+        removed: bytes = b"",
+        end_tokens: Sequence[int] = (),
+        mixture: Mixture | None = None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        """`ids`: the prompt, fed first; `removed`: the bytes at its end that are to be sampled again."""
+        Sampler(params, session.vocab_size)  # what it refuses is refused here, not at the first piece
+        self._session, self._vocabulary, self._params = session, vocabulary, params
+        self._end_tokens, self._mixture, self._cancel = frozenset(end_tokens), mixture, cancel
+        self._pieces: list[str] = []
+        self._sampled: list[Sampled] = []
+        self._finish_reason = "unfinished"
+        self._stop: str | None = None
+        self._prompt_tokens, self._prompt_seconds, self._seconds = 0, 0.0, 0.0
+        self._steps = self._generate(ids, removed)
+
+    def __next__(self) -> str:
+        started = time.perf_counter()
+        try:
+            piece = next(self._steps)
+        finally:
+            self._seconds += time.perf_counter() - started
+        self._pieces.append(piece)
+        return piece
+
+    def close(self) -> None:
+        """Stop here; what was generated stays in `generation`."""
+        self._steps.close()
+
+    @property
+    def generation(self) -> Generation:
+        """What was generated so far."""
+        return Generation(
+            text="".join(self._pieces),
+            tokens=[sampled.token for sampled in self._sampled],
+            sampled=self._sampled.copy(),
+            finish_reason=self._finish_reason,
+            stop=self._stop,
+            timing=Timing(
+                prompt_tokens=self._prompt_tokens,
+                prompt_seconds=self._prompt_seconds,
+                new_tokens=len(self._sampled),
+                seconds=self._seconds,
+            ),
+        )
+
+    def _generate(self, ids: Iterable[int], removed: bytes) -> Generator[str, None, None]:
+        started = time.perf_counter()
+        session, params, end_tokens = self._session, self._params, self._end_tokens
+        self._read(iter(ids))
+        sampler = Sampler(params, session.vocab_size, session.tokens)
+        text = TokenStream(self._vocabulary, params.stop, skip=removed, continues=session.position > 0)
+        draw = self._draw()
+        for step in range(params.max_new_tokens):
+            if self._cancel is not None and self._cancel():
+                self._finish_reason = "cancelled"
+                break
+            if draw is not None:
+                session.blend(params.prior_strength, draw, look=params.prior_mode == "posterior")
+            allowed = self._vocabulary.mask.allowed(removed) if removed else None
+            sampled = sampler.sample(session.logits, allowed)
+            token = sampled.token
+            session.push(token)
+            self._sampled.append(sampled)
+            if step == 0:
+                self._prompt_seconds = time.perf_counter() - started
+            if token in end_tokens:
+                self._finish_reason = "end"
+                break
+            if removed:
+                removed = self._vocabulary.mask.advance(removed, token)
+            piece = text.push(token)
+            if text.stopped is not None:
+                self._finish_reason, self._stop = "stop", text.stopped
+            if piece:
+                yield piece
+            if text.stopped is not None:
+                break
+        else:
+            self._finish_reason = "length"
+        if rest := text.finish():
+            yield rest
+
+    def _read(self, ids: Iterator[int]) -> None:
+        before = self._session.position
+        while batch := list(islice(ids, _BATCH)):
+            if self._cancel is not None and self._cancel():
+                break
+            self._session.feed(batch)
+        self._prompt_tokens = self._session.position - before
+
+    def _draw(self) -> Callable[[Floats | None], Floats] | None:
+        mixture, params = self._mixture, self._params
+        if mixture is None or params.prior_strength == 0:
+            return None
+        rng, zeros_M = params.rng(1), np.zeros(mixture.size, np.float32)
+
+        def draw(c_M: Floats | None) -> Floats:
+            return mixture.draw(zeros_M if c_M is None else c_M, rng, params.prior_mode, params.steer)
+
+        return draw
