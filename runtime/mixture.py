@@ -166,8 +166,9 @@ class Mixture:
     ) -> list[ComponentReport]:
         """Tell what each component stands for, the heaviest first, from the tokens at the vectors' places.
 
-        Lifts are drawn towards 1 as if the component had seen `prior_count` more tokens of the text at large,
-        so that a token seen once is not the most typical of all. Raises ParameterError.
+        Lifts are drawn towards 1 as if each token had been seen `prior_count` times more, shared out among
+        the components as all tokens are: a token seen once is not the most typical of all. Raises
+        ParameterError.
         """
         responsibilities_TG = self.responsibilities(c_TM)
         if len(tokens_T) != len(responsibilities_TG) or not len(tokens_T):
@@ -176,18 +177,18 @@ class Mixture:
                 f"{len(tokens_T)}; give the tokens of the same text"
             )
         ids_U, places_T, counts_U = np.unique(tokens_T, return_inverse=True, return_counts=True)
-        frequency_U = counts_U / counts_U.sum()
         reports = []
         for component in np.argsort(-self.weights_G, kind="stable"):
             mine_T = responsibilities_TG[:, component]
             mine_U = np.bincount(places_T, mine_T, len(ids_U))
-            lift_U = (mine_U / frequency_U + prior_count) / (mine_T.sum() + prior_count)
+            share = float(mine_T.mean())
+            lift_U = (mine_U / (share or 1.0) + prior_count) / (counts_U + prior_count)
             best = np.argsort(-lift_U, kind="stable")[:num_tokens]
             reports.append(
                 ComponentReport(
                     component=int(component),
                     weight=float(self.weights_G[component]),
-                    share=float(mine_T.mean()),
+                    share=share,
                     tokens=tuple((int(ids_U[i]), float(lift_U[i])) for i in best),
                     spread=float(np.sqrt(self.variances_GM[component].mean())),
                 )

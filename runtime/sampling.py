@@ -132,8 +132,9 @@ class Sampler:
                 # A logit counts from that of the uniform distribution: its sign then means something, whether
                 # or not the graph has normalised. All is read before it is written: repeated ids count once.
                 zero = np.float32(_log_sum_exp(logits_V) - math.log(len(x_V)))
-                seen = x_V[self._window.ids] - zero
-                x_V[self._window.ids] = np.where(seen > 0, seen / self._penalty, seen * self._penalty) + zero
+                ids = self._window.ids
+                seen = x_V[ids] - zero
+                x_V[ids] = np.where(seen > 0, seen / self._penalty, seen * self._penalty) + zero
             if self.params.no_repeat_ngram_size:
                 banned = self._window.completing(self.params.no_repeat_ngram_size)
                 x_V[banned] = -np.inf
@@ -224,9 +225,9 @@ def _draw(weights: Floats, uniform: float, block: int = 64) -> int:
     target = uniform * sums[-1]
     first = _passes(sums, target)
     inside = weights[first * block : (first + 1) * block].cumsum(dtype=np.float64)
-    return first * block + _passes(inside, max(0.0, target - (sums[first] - inside[-1])))
+    return first * block + _passes(inside, target - (sums[first] - inside[-1]))
 
 
 def _passes(rising: NDArray[np.float64], target: float) -> int:
-    """The first place above `target`; by rounding there may be none, then the first that reaches the end."""
-    return int(min(rising.searchsorted(target, "right"), rising.searchsorted(rising[-1])))
+    """The first place above `target`, which rounding may have put a little below 0 or up to the end."""
+    return int(min(rising.searchsorted(max(0.0, target), "right"), rising.searchsorted(rising[-1])))

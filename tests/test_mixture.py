@@ -134,7 +134,7 @@ def test_report_tells_what_each_component_stands_for():
     tokens = np.where(
         rng.random(3000) < 0.5, 10 + places, rng.integers(0, 10, 3000)
     )  # half of them tell the component
-    tokens[0] = 99  # seen once
+    tokens[:9] = np.arange(90, 99)  # seen once
     reports = mixture.report(c_TM, tokens)
     assert [r.component for r in reports] == [1, 2, 0]
     for report in reports:
@@ -142,6 +142,7 @@ def test_report_tells_what_each_component_stands_for():
         assert report.share == pytest.approx(np.mean(places == report.component), abs=0.01)
         assert report.tokens[0][0] == 10 + report.component
         assert report.tokens[0][1] == pytest.approx(1 / report.share, rel=0.05)
+        assert all(1 < lift < 0.8 / report.share for token, lift in report.tokens if token >= 90)
         assert report.spread == pytest.approx(np.sqrt(variances[report.component].mean()))
         assert len(report.tokens) == 8
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sdgm_edge.runtime.errors import ParameterError, StateError
-from sdgm_edge.runtime.sampling import Sampler, SamplingParams, _draw, _largest, _Window
+from sdgm_edge.runtime.sampling import Sampler, SamplingParams, _draw, _largest, _passes, _Window
 
 LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0, 0.5], np.float32)
 NEGLIGIBLE = (
@@ -326,10 +326,14 @@ def test_what_was_sampled_is_penalised():
     assert tokens(logits, 3, temperature=0, repetition_penalty=2) == [9, 8, 9]
 
 
-@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5), st.integers(5, 12))
+@given(
+    st.lists(st.integers(0, 3), max_size=9) | st.lists(st.integers(0, 3), min_size=30, max_size=60),
+    st.integers(1, 5),
+    st.integers(5, 12),
+)
 def test_ngrams_of_the_window_are_found(history, size, window):
-    one = _Window(window, history[:20])
-    for token in history[20:]:
+    one = _Window(window, history[:7])
+    for token in history[7:]:
         one.push(token)
     recent = history[-window:]
     assert one.ids.tolist() == recent
@@ -447,3 +451,8 @@ def test_draw_never_takes_what_weighs_nothing(weights, uniform):
         cumulative = weights.cumsum(dtype=np.float64) / weights.sum(dtype=np.float64)
         assert cumulative[place] >= u - 1e-12
         assert (cumulative[place - 1] if place else 0) <= u + 1e-12
+
+
+def test_rounding_at_either_end_of_a_cumulative_sum():
+    assert _passes(np.array([0.0, 0.0, 1.0]), -1e-17) == 2
+    assert _passes(np.array([1.0, 2.0, 2.0]), 2.0) == 1
