@@ -269,7 +269,6 @@ def test_tokens_that_lead_nowhere_are_not_allowed():
     assert mask.allowed(b"q").tolist() == []
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="aht en日m", min_size=1, max_size=12), st.integers(0, 2**32))
 def test_a_healed_stream_goes_on_exactly_where_the_prompt_ends(prompt, seed):
     vocabulary = VOCABULARIES["bpe"]
