@@ -34,6 +34,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
+    from .engine import Engine
     from .generation import Generation, Stream, Timing
     from .generator import Generator, TokenLogprob
     from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
@@ -51,6 +52,7 @@ _LAZY = {
     "write_bundle": "bundle",
     "decode_arrays": "container",
     "encode_arrays": "container",
+    "Engine": "engine",
     "Generation": "generation",
     "Stream": "generation",
     "Timing": "generation",
@@ -92,6 +94,7 @@ __all__ = [
     "ConfigError",
     "CorpusError",
     "DivergedError",
+    "Engine",
     "ExportError",
     "Generation",
     "GenerationConfig",
