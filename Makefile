@@ -18,6 +18,7 @@ setup: $(READY)  ## Make .venv and install everything into it
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python of 3.11 or later here; name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Installing into $(VENV); the first time takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

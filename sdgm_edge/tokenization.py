@@ -109,7 +109,7 @@ class Tokenizer:
         numbers = sorted(vocabulary.values())
         if numbers != list(range(len(numbers))) or vocabulary.get(needed[0]) != BEGIN_ID:
             raise TokenizerError(
-                f"{path}: expected tokens numbered from 0 without gaps, {needed[0]} first; use one trained here"
+                f"{path}: expected tokens numbered from 0 on, {needed[0]} first; use one trained here"
             )
         if lacking := [token for token in needed if token not in vocabulary]:
             raise TokenizerError(
