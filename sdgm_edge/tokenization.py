@@ -4,8 +4,8 @@
 before each document. A word carries the space before it, and nothing is put before the first: a prompt is
 encoded as it is typed.
 
-*word*: Penn Treebank and WikiText as published: words are what white space separates, each line ends with `<eos>`,
-and a word that the training text lacks is `<unk>`.
+*word*: Penn Treebank and WikiText as published: words are what white space separates, each line ends with
+`<eos>`, and a word that the training text lacks is `<unk>`.
 
 In both, token 0 begins a text: it stands before the first document, and a model is given it before a prompt.
 """
