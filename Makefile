@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types wheel check clean
+.PHONY: help setup demo test lint types wheel fuzz check clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## Train, export, verify and use a small model, in a few minutes
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest
@@ -38,6 +38,9 @@ types: $(READY)  ## Check types
 
 wheel: $(READY)  ## Build dist/*.whl and try it in a clean environment elsewhere
 	$(BIN)/python tests/check_wheel.py
+
+fuzz: $(READY)  ## Read damaged bundles at random: each must be refused by name
+	$(BIN)/python tests/fuzz_bundle.py
 
 check: test lint types wheel  ## All that is checked before a change goes in
 
