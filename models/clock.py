@@ -22,88 +22,87 @@ from .config import ModelConfig
 from .layers import activation
 
 
-class _Sinusoids(torch.autograd.Function):
-    """S (T, K, D) from A, F, Φ (K, D) and t/L (T,).
+class _Synthesis(torch.autograd.Function):
+    """x̂ (T, B, D) from C (T, B, K), A, F, Φ (K, D) and t/L (T,), one clock time after another.
 
-    A window needs L·K·D sines and as many cosines for the gradient. The angle of an evenly spaced time is
-    a coarse one plus a fine one, sin(a + b) = sin a cos b + cos a sin b, so about 2√L of each are
-    evaluated, and both products are kept: nothing of size L·K·D is computed twice.
+    A window needs L·K·D sines, and as many cosines for the gradient. The angle of an evenly spaced time is
+    a coarse one plus a fine one, sin(a + b) = sin a cos b + cos a sin b, so about 2√L·K·D of each are
+    evaluated; the rest are products, made once, while K·D of them fit a processor's cache.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, A: Tensor, F: Tensor, phase: Tensor, time: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, C: Tensor, A: Tensor, F: Tensor, phase: Tensor, time: Tensor) -> Tensor:
         fine_size = max(1, math.isqrt(len(time)))
         coarse = 2 * math.pi * F * time[::fine_size, None, None] + phase
         fine = 2 * math.pi * F * (time[:fine_size] - time[0])[:, None, None]
-        sin_a, cos_a = torch.sin(coarse)[:, None], torch.cos(coarse)[:, None]
-        sin_b, cos_b = torch.sin(fine), torch.cos(fine)
-        sin = torch.addcmul(sin_a * cos_b, cos_a, sin_b).flatten(0, 1)[: len(time)]
-        cos = torch.addcmul(cos_a * cos_b, sin_a, sin_b, value=-1).flatten(0, 1)[: len(time)]
-        ctx.save_for_backward(A, sin, cos, time)
-        return A * sin
+        sin_a, cos_a, sin_b, cos_b = torch.sin(coarse), torch.cos(coarse), torch.sin(fine), torch.cos(fine)
+        sin, cos = (torch.empty((len(time), *A.shape), dtype=C.dtype, device=A.device) for _ in range(2))
+        out = torch.empty((*C.shape[:2], A.shape[1]), dtype=C.dtype, device=A.device)
+        for t in range(len(time)):
+            i, j = divmod(t, fine_size)
+            sine = torch.addcmul(sin_a[i] * cos_b[j], cos_a[i], sin_b[j])
+            sin[t] = sine
+            cos[t] = torch.addcmul(cos_a[i] * cos_b[j], sin_a[i], sin_b[j], value=-1)
+            torch.mm(C[t], (A * sine).to(C.dtype), out=out[t])
+        ctx.save_for_backward(C, A, sin, cos, time)
+        return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        A, sin, cos, time = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_A = torch.linalg.vecdot(grad, sin, dim=0)
-        slope = grad * cos
-        grad_phase = A * slope.sum(0)
-        grad_F = 2 * math.pi * A * (time @ slope.flatten(1)).unflatten(0, A.shape)
-        return grad_A, grad_F, grad_phase, None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        C, A, sin, cos, time = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_C = torch.empty_like(C)
+        grad_A, grad_phase, grad_F = (torch.zeros_like(A) for _ in range(3))
+        for t, now in enumerate(time.tolist()):
+            torch.mm(grad[t], (A * sin[t]).to(C.dtype).T, out=grad_C[t])
+            grad_S = (C[t].T @ grad[t]).to(A.dtype)
+            grad_A.addcmul_(grad_S, sin[t])
+            slope = grad_S.mul_(cos[t])
+            grad_phase += slope
+            grad_F.add_(slope, alpha=now)
+        return grad_C, grad_A, grad_F.mul_(A).mul_(2 * math.pi), grad_phase.mul_(A), None
 
 
 class ClockAtoms(nn.Module):
     """The paper's layer: a convolutional mixing encoder over a dictionary of sinusoids of absolute time."""
 
+    state_names = ("conv",)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        D, K = config.width, config.num_atoms
+        D, K, W = config.width, config.num_atoms, config.conv_width
         self.period = config.window
-        self.encoder = nn.Linear(
-            config.conv_width * D, K
-        )  # a convolution over the last W tokens, oldest first
+        self.encoder = nn.Linear(W * D, K)  # a convolution over the last W tokens, oldest first
         self.amplitude = nn.Parameter(torch.randn(K, D) / math.sqrt(K))
         self.frequency = nn.Parameter(torch.rand(K, D) * self.period / 2)
         self.phase = nn.Parameter(torch.rand(K, D) * 2 * math.pi)
         self.activation = activation(config.activation)
 
-    state_names = ("conv",)
-
-    def atoms(self, time_T: Tensor) -> Tensor:
-        """Return the dictionary S (T, K, D) at clock times that follow each other evenly."""
-        atoms: Tensor = _Sinusoids.apply(  # type: ignore[no-untyped-call]
-            self.amplitude, self.frequency, self.phase, time_T / self.period
-        )
-        return atoms
-
     def forward(
         self, x_TBD: Tensor, conv_BWD: Tensor, clock_B: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor]]:
         """Return x̂ (T, B, D), the mixing vectors (T, B, K) and the new state, for a whole window."""
-        padded = torch.cat([conv_BWD.transpose(0, 1), x_TBD])
-        taps = padded.unfold(0, padded.shape[0] - len(x_TBD) + 1, 1).movedim(-1, 2).flatten(2)  # (T, B, W·D)
-        mixing_TBK = self.activation(self.encoder(taps))
+        padded = torch.cat([conv_BWD.transpose(0, 1), x_TBD])  # (W − 1 + T, B, D)
+        taps = [padded[i : i + len(x_TBD)] for i in range(len(padded) - len(x_TBD) + 1)]
+        mixing_TBK = self.activation(self.encoder(torch.cat(taps, dim=-1)))
         starts, which = torch.unique(clock_B, return_inverse=True)
         if len(starts) == 1:
-            out = torch.bmm(mixing_TBK, self._window(starts[0], len(x_TBD)).to(mixing_TBK.dtype))
+            out = self._synthesize(mixing_TBK, int(starts))
         else:  # sequences whose clocks differ, one group after another
-            out = torch.empty_like(x_TBD)
-            for i, start in enumerate(starts):
-                group = which == i
-                atoms_TKD = self._window(start, len(x_TBD)).to(mixing_TBK.dtype)
-                out[:, group] = torch.bmm(mixing_TBK[:, group], atoms_TKD).to(out.dtype)
+            out = torch.empty_like(x_TBD, dtype=mixing_TBK.dtype)
+            for i, start in enumerate(starts.tolist()):
+                out[:, which == i] = self._synthesize(mixing_TBK[:, which == i], int(start))
         return out, mixing_TBK, (padded[len(x_TBD) :].transpose(0, 1),)
 
-    def _window(self, start: Tensor, length: int) -> Tensor:
-        """Return S at `length` clock times from `start`, which wrap at the period."""
-        pieces = []
-        now = int(start)
-        while length > 0:
-            count = min(length, self.period - now)
-            pieces.append(
-                self.atoms(torch.arange(now, now + count, device=start.device, dtype=torch.float32))
-            )
-            length, now = length - count, 0
+    def _synthesize(self, mixing_TBK: Tensor, start: int) -> Tensor:
+        """Return x̂ (T, B, D) at clock times from `start`, which wrap at the period."""
+        pieces, done = [], 0
+        while done < len(mixing_TBK):
+            count = min(len(mixing_TBK) - done, self.period - start)
+            time = torch.arange(start, start + count, device=mixing_TBK.device) / self.period
+            part = mixing_TBK[done : done + count]
+            piece = _Synthesis.apply(part, self.amplitude, self.frequency, self.phase, time)  # type: ignore[no-untyped-call]
+            pieces.append(piece)
+            done, start = done + count, 0
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def step(self, x_BD: Tensor, conv_BWD: Tensor, clock_B: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor]]:

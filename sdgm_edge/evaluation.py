@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sdgm_edge.losses import vocabulary_nll
 from sdgm_edge.models import SDGM
-from sdgm_edge.runtime import Score, count_words
+from sdgm_edge.runtime import Score
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
 WINDOW = 256
@@ -19,15 +17,8 @@ WINDOW = 256
 def score(model: SDGM, tokenizer: Tokenizer, text: str) -> Score:
     """Score a text from its first token to its last, as `runtime.scoring` defines the figures."""
     ids = tokenizer.encode(text)
-    data = text.encode()
-    return Score(
-        nll=total_nll(model, np.array([BEGIN_ID, *ids])),
-        num_tokens=len(ids),
-        num_words=count_words(text),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        has_unk=tokenizer.kind == "word" and tokenizer.token_id(UNKNOWN) in ids,
-    )
+    has_unk = tokenizer.kind == "word" and tokenizer.token_id(UNKNOWN) in ids
+    return Score.of(text, total_nll(model, np.array([BEGIN_ID, *ids])), len(ids), has_unk=has_unk)
 
 
 @torch.no_grad()

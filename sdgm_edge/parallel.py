@@ -37,6 +37,13 @@ class Group:
             distributed.broadcast(tensor, src=0)
         return tensor
 
+    def mean(self, value: Tensor) -> float:
+        """Return the mean over all processes."""
+        value = value.detach().clone()
+        if self.world > 1:
+            distributed.all_reduce(value, op=distributed.ReduceOp.SUM)
+        return float(value) / self.world
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether the flag is up in any process."""
         if self.world == 1:

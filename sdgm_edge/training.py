@@ -313,15 +313,15 @@ class Trainer:
         return value
 
     def _record(self, terms: Terms, features: Features, rate: float, speed: float) -> None:
-        if self.recorder is None:
-            return
-        values = {name: float(term.detach()) for name, term in terms._asdict().items() if term is not None}
         with torch.no_grad():
             cosine = functional.cosine_similarity(
                 features.rebuilt_TBD.float(), features.embedded_TBD.float(), -1
             )
-        values |= {"cosine": float(cosine.mean()), "learning_rate": rate, "tokens_per_second": speed}
-        self.recorder.add(self.step, self.epoch, values)
+        measured = {**terms._asdict(), "cosine": cosine.mean()}
+        values = {name: self.group.mean(term) for name, term in measured.items() if term is not None}
+        if self.recorder is not None:
+            values |= {"learning_rate": rate, "tokens_per_second": speed}
+            self.recorder.add(self.step, self.epoch, values)
 
     def _validate(self) -> float:
         """Score the validation text, keep the weights if they are the best so far, refit the mixture."""

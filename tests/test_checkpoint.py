@@ -31,7 +31,11 @@ def test_the_newest_two_are_kept(saved, tmp_path):
         checkpoint.save(content, tmp_path, "last", step)
     checkpoint.save(content, tmp_path, "best", 3, keep=1)
     assert [p.name for p in checkpoint.existing(tmp_path, "last")] == ["last-000000008", "last-000000009"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best-000000003", "last-000000008", "last-000000009"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best-000000003",
+        "last-000000008",
+        "last-000000009",
+    ]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])
@@ -39,7 +43,9 @@ def test_a_truncated_file_is_told(saved, keep):
     _, folder = saved
     path = folder / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"tensors.safetensors is truncated or damaged: expected sha256 .* delete"):
+    with pytest.raises(
+        CheckpointError, match=r"tensors.safetensors is truncated or damaged: expected sha256 .* delete"
+    ):
         checkpoint.load(folder)
 
 
@@ -57,7 +63,7 @@ def test_a_flipped_bit_is_told(saved):
 def test_damaged_values_are_told(saved, meta):
     _, folder = saved
     (folder / "meta.json").write_text(meta)
-    with pytest.raises(CheckpointError, match="meta.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"meta.json is damaged"):
         checkpoint.load(folder)
 
 
@@ -86,7 +92,8 @@ from sdgm_edge.runtime import CheckpointError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # the system refuses more, as a full disk does
 try:
-    checkpoint.save(checkpoint.Checkpoint({{"w": torch.zeros(10_000)}}, {{}}), Path({str(tmp_path)!r}), "last", 8)
+    much = checkpoint.Checkpoint({{"w": torch.zeros(10_000)}}, {{}})
+    checkpoint.save(much, Path({str(tmp_path)!r}), "last", 8)
 except CheckpointError as error:
     print(error)
 """

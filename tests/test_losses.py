@@ -17,7 +17,9 @@ VOCABULARY = 50
 def make_model(copy_window=0, **changes):
     torch.manual_seed(0)
     return SDGM(
-        ModelConfig(vocab_size=VOCABULARY, width=16, num_atoms=8, window=32, copy_window=copy_window, **changes)
+        ModelConfig(
+            vocab_size=VOCABULARY, width=16, num_atoms=8, window=32, copy_window=copy_window, **changes
+        )
     )
 
 
@@ -79,11 +81,17 @@ def test_a_term_of_weight_zero_is_not_computed_and_the_loss_is_the_weighted_sum(
 def test_terms_are_the_norms_of_the_paper_divided_by_the_number_of_elements():
     model = make_model()
     ids, targets = batch()
-    terms, f = Objective(model, LossWeights(reconstruction=1.0, spectrum=1.0), 4)(ids, targets, model.initial_state(3))
+    terms, f = Objective(model, LossWeights(reconstruction=1.0, spectrum=1.0), 4)(
+        ids, targets, model.initial_state(3)
+    )
     difference = f.rebuilt_TBD - f.embedded_TBD
-    assert terms.reconstruction.item() == pytest.approx(difference.square().sum().item() / difference.numel(), rel=1e-5)
+    assert terms.reconstruction.item() == pytest.approx(
+        difference.square().sum().item() / difference.numel(), rel=1e-5
+    )
     magnitudes = stft_magnitude(f.rebuilt_TBD) - stft_magnitude(f.embedded_TBD)
-    assert terms.spectrum.item() == pytest.approx(magnitudes.square().sum().item() / magnitudes.numel(), rel=1e-5)
+    assert terms.spectrum.item() == pytest.approx(
+        magnitudes.square().sum().item() / magnitudes.numel(), rel=1e-5
+    )
 
 
 def test_weights_refuse_what_trains_nothing():

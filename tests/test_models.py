@@ -1,22 +1,30 @@
 """Config and the SDGM: all forms of both spectral layers agree, whatever the split."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sdgm_edge.models.clock import ClockAtoms
+from sdgm_edge.models.ringing import RingingAtoms
 from tolerances import FORMS
 
 from sdgm_edge.models import PRESETS, SDGM, ModelConfig, copy_log_probs, preset
-from sdgm_edge.models.clock import ClockAtoms
-from sdgm_edge.models.ringing import RingingAtoms
 
 VOCABULARY = 60
 
 
 def config(**changes):
-    base = dict(vocab_size=VOCABULARY, num_layers=2, width=24, num_atoms=16, window=16, glu_width=20)
+    base = {
+        "vocab_size": VOCABULARY,
+        "num_layers": 2,
+        "width": 24,
+        "num_atoms": 16,
+        "window": 16,
+        "glu_width": 20,
+    }
     return ModelConfig(**{**base, **changes})
 
 
@@ -26,7 +34,13 @@ FAMILY = {
     "ringing, conv of one token": config(conv_width=1, glu_width=0),
     "clock": config(layer="clock", activation="softmax"),
     "the paper": config(
-        layer="clock", activation="tanh", num_layers=1, residual=False, glu_width=0, copy_window=5, copy_width=8
+        layer="clock",
+        activation="tanh",
+        num_layers=1,
+        residual=False,
+        glu_width=0,
+        copy_window=5,
+        copy_width=8,
     ),
 }
 
@@ -53,7 +67,7 @@ def test_a_text_split_anywhere_is_the_whole_text(model, steps, cuts, seed):
     whole = model(ids)
     edges = sorted({0, steps, *(cut for cut in cuts if cut < steps)})
     state, logits, mixing = model.initial_state(2), [], []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         out = model(ids[:, start:stop], state)
         state = out.state_BS
         logits.append(out.logits_BTV)
@@ -125,17 +139,19 @@ def test_layer_agrees_with_its_formula(kind, steps):
     torch.testing.assert_close(rebuilt[:, 0], layer.naive(x.double()).float(), atol=FORMS, rtol=FORMS)
 
 
-def test_gradients_of_the_clock_dictionary_are_those_of_its_formula():
+def test_gradients_of_the_clock_atoms_are_those_of_their_formula():
     torch.manual_seed(0)
     layer = ClockAtoms(config(layer="clock"))
+    mixing = torch.randn(13, 4, 16, requires_grad=True)
     time = torch.arange(3.0, 16.0)
-    weights = torch.randn(len(time), 16, 24)
     angle = 2 * torch.pi * layer.frequency * (time / layer.period)[:, None, None] + layer.phase
-    literal = layer.amplitude * torch.sin(angle)
-    parameters = (layer.amplitude, layer.frequency, layer.phase)
+    literal = torch.einsum("tbk,tkd->tbd", mixing, layer.amplitude * torch.sin(angle))
+    got = layer._synthesize(mixing, 3)
+    torch.testing.assert_close(got, literal, atol=FORMS, rtol=FORMS)
+    weights = torch.randn_like(literal)
+    parameters = (mixing, layer.amplitude, layer.frequency, layer.phase)
     expected = torch.autograd.grad((literal * weights).sum(), parameters)
-    got = torch.autograd.grad((layer.atoms(time) * weights).sum(), parameters)
-    for a, e in zip(got, expected, strict=True):
+    for a, e in zip(torch.autograd.grad((got * weights).sum(), parameters), expected, strict=True):
         torch.testing.assert_close(a, e, atol=1e-4, rtol=1e-4)
 
 
@@ -164,15 +180,15 @@ def test_pointer_gives_a_distribution_and_copies_only_what_its_window_holds():
 
 
 def test_state_layout_is_the_state():
-    for settings in FAMILY.values():
-        model = SDGM(settings)
-        state = torch.randn(2, settings.state_size)
+    for member in FAMILY.values():
+        model = SDGM(member)
+        state = torch.randn(2, member.state_size)
         torch.testing.assert_close(model.pack(model.unpack(state)), state)
 
 
 def test_config_round_trips_and_names_what_is_wrong():
-    for settings in FAMILY.values():
-        assert ModelConfig.from_dict(settings.to_dict()) == settings
+    for member in FAMILY.values():
+        assert ModelConfig.from_dict(member.to_dict()) == member
     with pytest.raises(ValueError, match=r"unknown model field 'widht'; known: activation"):
         ModelConfig.from_dict({"vocab_size": 9, "widht": 3})
     with pytest.raises(ValueError, match="'vocab_size' is missing"):
@@ -205,5 +221,5 @@ def test_product_presets_have_their_size_and_a_small_state(name, millions):
 
 def test_preset_changes_fields_and_knows_its_names():
     assert preset("paper", copy_window=3) == dataclasses.replace(PRESETS["paper"], copy_window=3)
-    with pytest.raises(ValueError, match="model.preset must be one of paper, edge-nano"):
+    with pytest.raises(ValueError, match=r"model.preset must be one of paper, edge-nano"):
         preset("edge-huge")

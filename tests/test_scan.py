@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from tolerances import FORMS, GRADIENT
-
 from sdgm_edge.models.scan import LOG_DECAY_FLOOR, scan_chunks, scan_naive, scan_steps
+from tolerances import FORMS, GRADIENT
 
 
 def problem(steps, least_log_f=LOG_DECAY_FLOOR):
@@ -29,7 +28,9 @@ def test_forms_agree_with_the_naive_one_in_values_and_gradients(form, steps):
         torch.autograd.grad((expected * weights).sum(), (log_f, b, h)),
         strict=True,
     ):
-        torch.testing.assert_close(a, e, atol=GRADIENT, rtol=GRADIENT, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, e, atol=GRADIENT, rtol=GRADIENT, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_chunks_stay_finite_at_the_strongest_damping_and_not_below_it():

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from sdgm_edge.config import PRESET_RUNS, RunConfig, load_config
+from sdgm_edge.runtime import ConfigError
+
+
+@pytest.mark.parametrize("name", PRESET_RUNS)
+def test_presets_round_trip_through_json(name):
+    config = load_config(preset=name)
+    assert config.preset == name
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('preset = "edge-nano"\n[corpus]\ntrain = ["a.txt"]\n[training]\nepochs = 9\nseed = 4\n')
+    config = load_config(path, training={"epochs": 2})
+    assert (config.preset, config.training.epochs, config.training.seed) == ("edge-nano", 2, 4)
+    assert config.corpus.train == ("a.txt",)
+    assert config.model == load_config(preset="edge-nano").model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training\n", "is not a readable TOML file"),
+        ("[training]\nepoch = 3", r"run.toml: a key of \[training\] must be one of .*epochs.*, got 'epoch'"),
+        ("[trainig]\n", "a table or key must be one of corpus, loss, model, preset, training, got 'trainig'"),
+        ('preset = "edge"', "preset must be one of paper, edge-nano, edge-micro, edge-small, got 'edge'"),
+        ("model = 3", r"model must be a table like \[model\], got 3"),
+        ("[model]\nwidth = -1", "model.width must be a whole number of at least 1, got -1"),
+        ("[loss]\nprior = -1.0", "loss.prior must be a number of at least 0"),
+        ('[corpus]\ntokenizer = "char"', "corpus.tokenizer must be bpe or word, got 'char'"),
+        ("[corpus]\nvocab_size = 10", "corpus.vocab_size must be a whole number of at least 257"),
+        ("[training]\nlearning_rate = 0.0", "training.learning_rate must be a number above 0"),
+        ('[training]\nclip = "much"', r"training.clip must be a number in \[0, inf\), got 'much'"),
+        ('[training]\noptimizer = "sgd"', "training.optimizer must be adamw or adam"),
+        ('[training]\nschedule = "step"', "training.schedule must be cosine or constant"),
+        ("[training]\ncarry_state = 1", "training.carry_state must be true or false"),
+        (
+            "[training]\nbatch_size = true",
+            "training.batch_size must be a whole number of at least 1, got True",
+        ),
+    ],
+)
+def test_each_mistake_is_named(tmp_path, text, message):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"none.toml: no such config file; check the path given to --config"
+    ):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        load_config(tmp_path)

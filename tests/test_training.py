@@ -1,0 +1,286 @@
+"""The loop with everything real: files, subprocesses, signals, `torchrun`."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sdgm_edge import checkpoint
+from sdgm_edge.config import load_config
+from sdgm_edge.recorder import read_log
+from sdgm_edge.run import load_run, locked, new_folder, newest_run
+from sdgm_edge.runtime import CheckpointError, CorpusError, DivergedError, ProviderError, RunError
+from sdgm_edge.shards import prepare_corpus
+from sdgm_edge.training import Interrupted, learning_rate, pick_device, train
+
+TINY = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 16, "window": 16, "dropout": 0.2}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "numbers.txt"
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    rng = np.random.default_rng(0)
+    path.write_text("".join(" ".join(words[i:] + words[:i]) + ".\n" for i in rng.integers(0, 10, 600)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(text):
+    return prepare_corpus([text], vocab_size=280, cache=text.parent / "cache")
+
+
+def config(preset="edge-nano", model=None, loss=None, **training):
+    base = {"batch_size": 4, "max_steps": 24, "num_components": 3}
+    return load_config(
+        preset=preset, model={**TINY, **(model or {})}, loss=loss or {}, training={**base, **training}
+    )
+
+
+def final(folder):
+    return checkpoint.load(checkpoint.existing(folder / "checkpoints", "last")[-1]).tensors
+
+
+class StopAfter:
+    """Sends this process SIGINT at a step, as Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, progress):
+        if progress.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+LOSSES = {"reconstruction": 1.0, "spectrum": 0.1, "prior": 1e-3}
+PAPER = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 0, "window": 16, "copy_window": 8}
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "loss"),
+    [("edge-nano", {}, {}), ("paper", PAPER, LOSSES)],
+    ids=["edge", "paper, all losses"],
+)
+def test_resumed_is_bit_for_bit_the_uninterrupted_run(corpus, tmp_path, preset, model, loss):
+    settings = config(preset, model, loss, valid_steps=5, early_stop=0)
+    train(settings, corpus, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="stopped at step 11 of 24; go on with --resume"):
+        train(settings, corpus, tmp_path / "parts", on_step=StopAfter(11))
+    train(settings, corpus, tmp_path / "parts", resume=True)
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    for name in ("weights", "means", "variances"):
+        with np.load(tmp_path / "whole/gmm.npz") as one, np.load(tmp_path / "parts/gmm.npz") as other:
+            np.testing.assert_array_equal(one[name], other[name])
+    steps = [[row["step"] for row in read_log(tmp_path / run / "log.csv")] for run in ("whole", "parts")]
+    assert steps[0] == steps[1]
+
+
+def test_training_learns_and_leaves_a_whole_run(corpus, tmp_path):
+    summary = train(config(max_steps=150, valid_steps=50, learning_rate=1e-2), corpus, tmp_path / "run")
+    assert summary.valid_token_perplexity < 10 < corpus.tokenizer.vocab_size
+    run = load_run(tmp_path / "run")
+    assert not run.model.training
+    assert run.config.vocab_size == corpus.tokenizer.vocab_size
+    assert {name: a.shape for name, a in run.prior.items()} == {
+        "weights": (3,),
+        "means": (3, 16),
+        "variances": (3, 16),
+    }
+    assert run.heldout == corpus.heldout_text
+    assert (tmp_path / "run/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "run/tensorboard").glob("events*"))
+    rows = read_log(tmp_path / "run/log.csv")
+    assert float(rows[0]["loss"]) > float([row for row in rows if row["loss"]][-1]["loss"])
+    assert [row["step"] for row in rows if row["valid_token_perplexity"]] == ["50", "100", "150"]
+
+
+def test_early_stop_ends_when_validation_does_not_improve(corpus, tmp_path):
+    settings = config(
+        max_steps=400, valid_steps=2, early_stop=2, learning_rate=1e-9, ema_decay=0.0, warmup=0.0
+    )
+    # A step of 1e-9 changes nothing that a validation in float32 would see as better for long.
+    summary = train(settings, corpus, tmp_path / "run")
+    assert summary.steps < 400
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_try(corpus, tmp_path):
+    settings = config(
+        learning_rate=9.9, clip=0.0, warmup=0.0, valid_steps=1, max_steps=2000, optimizer="adam"
+    )
+
+    def poison(progress):
+        if progress.step == 3:
+            weight = next(frame for frame in [sys._getframe()]).f_back.f_locals["self"].model.bias
+            weight.data.fill_(math.nan)
+
+    with pytest.raises(
+        DivergedError, match=r"loss is nan at step 4, learning rate 9.90e\+00: try a lower .*last-0+3"
+    ):
+        train(settings, corpus, tmp_path / "run", on_step=poison)
+    assert all(tensor.isfinite().all() for tensor in final(tmp_path / "run").values())
+
+
+def test_a_folder_takes_one_run(corpus, tmp_path):
+    folder = tmp_path / "run"
+    with (
+        locked(folder),
+        pytest.raises(RunError, match=r"another run is writing to .*run: wait for it, or choose"),
+    ):
+        train(config(), corpus, folder)
+    train(config(max_steps=2), corpus, folder)
+    with pytest.raises(RunError, match="holds a run already: go on with it by --resume"):
+        train(config(), corpus, folder)
+
+
+def test_resuming_names_what_does_not_fit(corpus, text, tmp_path):
+    with pytest.raises(RunError, match=r"is not a run folder: it has no config.json"):
+        train(config(), corpus, tmp_path / "none", resume=True)
+    train(config(max_steps=2), corpus, tmp_path / "run")
+    other = text.parent / "other.txt"
+    other.write_text(text.read_text()[:-200])
+    changed = prepare_corpus([other], tokenizer=corpus.tokenizer, cache=text.parent / "cache")
+    with pytest.raises(CheckpointError, match="was trained on another text"):
+        train(config(), changed, tmp_path / "run", resume=True)
+    settings = json.loads((tmp_path / "run/config.json").read_text())
+    settings["model"]["width"] = 20
+    (tmp_path / "run/config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(config(), corpus, tmp_path / "run", resume=True)
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config.json is damaged"):
+        train(config(), corpus, tmp_path / "run", resume=True)
+
+
+def test_runs_are_found_and_named(corpus, tmp_path):
+    with pytest.raises(RunError, match=r"no trained run under .*: train one first"):
+        newest_run(tmp_path)
+    for name in ("b", "a"):
+        train(config(max_steps=1), corpus, tmp_path / name)
+    assert newest_run(tmp_path).name == "a"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="is not a run folder"):
+        load_run(tmp_path / "empty")
+    settings = load_config(preset="edge-nano", corpus={"train": ["some/dir/my.book.txt"]})
+    assert new_folder(tmp_path, settings).name == "my-edge-nano"
+    (tmp_path / "my-edge-nano").mkdir()
+    assert new_folder(tmp_path, settings).name == "my-edge-nano-2"
+    assert new_folder(tmp_path, load_config()).name == "pydoc-edge-micro"
+
+
+def test_a_text_shorter_than_a_batch_is_told(corpus, tmp_path):
+    with pytest.raises(CorpusError, match="need 160001: give more text, or a smaller batch_size or window"):
+        train(config(batch_size=10_000), corpus, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_schedule():
+    settings = config(learning_rate=1.0, warmup=0.1).training
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5, abs=0.02)
+    assert 0 < rates[-1] < 0.01
+    assert learning_rate(config(schedule="constant", learning_rate=1.0).training, 99, 100) == 1.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_is_told():
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ProviderError, match="no CUDA device is available to torch: use --device cpu"):
+        pick_device("cuda")
+
+
+def test_training_works_outside_the_main_thread(corpus, tmp_path):
+    result = []
+    thread = threading.Thread(
+        target=lambda: result.append(train(config(max_steps=2), corpus, tmp_path / "run"))
+    )
+    thread.start()
+    thread.join()
+    assert result[0].steps == 2
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "sdgm_edge", *map(str, arguments)]
+
+
+@pytest.fixture
+def toml(tmp_path):
+    path = tmp_path / "tiny.toml"
+    lines = "\n".join(f"{key} = {value}" for key, value in {**TINY, "dropout": 0.0}.items())
+    path.write_text(
+        f'preset = "edge-nano"\n[model]\n{lines}\n[training]\nbatch_size = 4\nnum_components = 3\n'
+    )
+    return path
+
+
+def test_ctrl_c_saves_exits_130_and_resume_goes_on(text, tmp_path, toml):
+    out = tmp_path / "run"
+    environment = {**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache")}
+    arguments = ("train", text, "--config", toml, "--vocab-size", 280, "--out", out, "--max-steps", 100_000)
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=environment)
+    while not (out / "log.csv").exists() or len(read_log(out / "log.csv")) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "go on with --resume" in errors
+    assert "Traceback" not in errors
+    step = int(checkpoint.existing(out / "checkpoints", "last")[-1].name.removeprefix("last-"))
+    settings = json.loads((out / "config.json").read_text())
+    settings["training"]["max_steps"] = step + 5
+    (out / "config.json").write_text(json.dumps(settings))
+    done = subprocess.run(
+        command("train", "--resume", "--out", out, "--json"), capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == step + 5
+
+
+def test_two_processes_train_as_one(text, tmp_path, toml):
+    environment = {**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    arguments = (
+        "train",
+        text,
+        "--config",
+        toml,
+        "--vocab-size",
+        280,
+        "--max-steps",
+        30,
+        "--precision",
+        "float32",
+    )
+    alone = subprocess.run(
+        command(*arguments, "--out", tmp_path / "one"), capture_output=True, text=True, env=environment
+    )
+    assert alone.returncode == 0, alone.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    together = subprocess.run(
+        [*launcher, "sdgm_edge", *map(str, arguments), "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert together.returncode == 0, together.stderr
+    one, two = read_log(tmp_path / "one/log.csv"), read_log(tmp_path / "two/log.csv")
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "language", "cosine", "valid_token_perplexity"):
+            if a[name]:
+                assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3), (name, a["step"])
+    for name, tensor in final(tmp_path / "one").items():
+        if name.startswith("model."):
+            torch.testing.assert_close(tensor, final(tmp_path / "two")[name], atol=2e-4, rtol=1e-3, msg=name)
