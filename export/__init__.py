@@ -1,1 +1,19 @@
-"""From a trained run to a bundle that runs on a device."""
+"""From a trained run to a bundle that runs on a device.
+
+from sdgm_edge.export import export_run
+
+report = export_run("runs/tale", "tale.sdgm", bits=(8, 4))
+"""
+
+from .gates import Accuracy, Parity
+from .pipeline import BUNDLES, MAX_LOSS_INCREASE, ExportReport, VariantExport, export_run
+
+__all__ = [
+    "BUNDLES",
+    "MAX_LOSS_INCREASE",
+    "Accuracy",
+    "ExportReport",
+    "Parity",
+    "VariantExport",
+    "export_run",
+]

@@ -1,7 +1,7 @@
 """A small graph builder: ONNX nodes under paths.
 
-Nodes and initializers are recorded on an onnx-ir tape. A path (`with g.at("layers.0"): …`) prefixes their names,
-so that a profile of the graph reads like the model: `/layers.0/atoms/synthesis/MatMul`.
+Nodes and initializers are recorded on an onnx-ir tape. A path (`with g.at("layers.0"): …`) prefixes the names
+of nodes, so that a profile of the graph reads like the model: `/layers.0/atoms/synthesis/MatMul`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Builder:
         self.outputs.append(value)
 
     def branch(self) -> Builder:
-        """Return a builder for the body of a control-flow node: it shares names and initializers with this one."""
+        """Return a builder for the body of a control-flow node, which shares names and initializers."""
         return Builder(self)
 
     def graph(self, name: str) -> ir.Graph:

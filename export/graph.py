@@ -1,4 +1,4 @@
-"""An SDGM as one ONNX graph: any number of sequences, any number of tokens up to a chunk, state in and state out.
+"""An SDGM as one ONNX graph: any number of sequences, up to a chunk of tokens, state in and state out.
 
     ids (B, T), state (B, S), start (), blend (), drawn (B or 1, 1, M)
         → logits (B, T − start, V), next_state (B, S), mixing (B, T, M)
@@ -25,6 +25,7 @@ from .head import logits
 from .layers import Trace, blend, gated_unit, norm
 from .matrices import Plan
 
+MATRICES = {"embedding", "strike", "synthesis", "encoder", "expand", "contract", "query", "key", "merge"}
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
@@ -33,20 +34,9 @@ def weights_of(model: SDGM) -> dict[str, Array]:
     return {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
 
 
-def matrix_names(config: ModelConfig) -> list[str]:
-    """Return the names of all matrices whose precision a plan decides."""
-    names = ["embedding"]
-    for i in range(config.num_layers):
-        names += (
-            [f"layers.{i}.strike", f"layers.{i}.synthesis"]
-            if config.layer == "ringing"
-            else [f"layers.{i}.encoder"]
-        )
-        if config.glu_width:
-            names += [f"layers.{i}.unit.expand", f"layers.{i}.unit.contract"]
-    if config.copy_window:
-        names += ["pointer.query", "pointer.key", "pointer.merge"]
-    return names
+def matrix_names(weights: Mapping[str, Array]) -> list[str]:
+    """Return the names of the weights whose precision a plan decides."""
+    return [name for name in weights if name.endswith(".weight") and name.split(".")[-2] in MATRICES]
 
 
 def build_graph(config: ModelConfig, weights: Mapping[str, Array], plan: Plan, chunk: int) -> ir.Model:
@@ -74,7 +64,7 @@ def build_graph(config: ModelConfig, weights: Mapping[str, Array], plan: Plan, c
     with g.at("state"):
         _unpack(t, state)
     with g.at("embedding"):
-        embedding = t.matrix("embedding", "embedding.weight", rows=True)
+        embedding = t.matrix("embedding.weight", rows=True)
         x = embedding.rows(ids)
     now = clock.tick(t) if config.layer == "clock" else None
     mixing = x
@@ -109,9 +99,7 @@ def _block(
             rebuilt = clock.synthesize(t, i, blended, now)
         else:
             with g.at("synthesis"):
-                rebuilt = t.matrix(f"layers.{i}.synthesis", f"{weights}.atoms.synthesis.weight").product(
-                    blended
-                )
+                rebuilt = t.matrix(f"{weights}.atoms.synthesis.weight").product(blended)
     x = g.op("Add", x, rebuilt) if t.config.residual else rebuilt
     if t.config.glu_width:
         with g.at("unit"):

@@ -1,11 +1,11 @@
 """The head as a graph: logits of the vocabulary, and the pointer that copies recent tokens.
 
-The copy changes the logits of at most M + T words, so only those are computed anew: with a_tj the attention on
-place j, every place takes the share of its word, Σ_i a_ti [w_i = w_j], one product with the matrix of equal
-words, and log p = logaddexp(log g + log p_vocabulary, log (1 − g) + log share) is written over the word's entry.
-Two places of one word write the same number.
+The copy changes the logits of at most M + T words, so only those are computed anew. With a_tj the attention
+on place j, every place takes the share of its word, Σ_i a_ti [w_i = w_j], one product with the matrix of
+equal words, and log p = logaddexp(log g + log p_vocabulary, log (1 − g) + log share) takes the place of the
+word's entry. Two places of one word write the same number.
 
-Shapes: B batch, T time, U the positions whose logits are asked for, D width, P key width, M window, J = M + T.
+Shapes: B batch, T time, U positions whose logits are asked for, D width, P key width, M window, J = M + T.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def logits(t: Trace, embedding: Matrix, hidden: ir.Value) -> ir.Value:
             log_copy = g.op("Neg", g.op("Softplus", gate))  # log (1 − sigmoid)
             log_say = g.op("Add", gate, log_copy)
         with g.at("merge"):
-            merged = t.matrix("pointer.merge", "pointer.merge.weight").product(both)
+            merged = t.matrix("pointer.merge.weight").product(both)
     said = g.op("LogSoftmax", embedding.product(merged, t.weights["bias"]), axis=-1)
     with g.at("pointer", "mixture"):
         said = g.op("Add", said, log_say)
@@ -51,10 +51,10 @@ def logits(t: Trace, embedding: Matrix, hidden: ir.Value) -> ir.Value:
 
 
 def _attend(t: Trace, hidden: ir.Value, asked: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return attention (B, U, J) over the last M tokens and the word in each place (B, J), 0 in an empty one."""
+    """Return attention (B, U, J) over the last M tokens and the words in its places (B, J)."""
     g, M = t.g, t.config.copy_window
     with g.at("key"):
-        new = t.matrix("pointer.key", "pointer.key.weight").product(hidden)
+        new = t.matrix("pointer.key.weight").product(hidden)
         keys = g.op("Concat", t.state["copy.keys"], t.state["copy.last_key"], new, axis=1)  # M + 1 + T
         t.state["copy.last_key"] = g.op("Slice", keys, ints(-1), ints(TO_THE_END), ints(1))
         t.state["copy.keys"] = g.op("Slice", keys, ints(-1 - M), ints(-1), ints(1))
@@ -65,7 +65,7 @@ def _attend(t: Trace, hidden: ir.Value, asked: ir.Value) -> tuple[ir.Value, ir.V
         t.state["copy.ids"] = g.op("Slice", marks, ints(-M), ints(TO_THE_END), ints(1))
         words = g.op("Cast", g.op("Max", g.op("Sub", marks, floats(1)), floats(0)), to=ir.DataType.INT64)
     with g.at("query"):
-        query = t.matrix("pointer.query", "pointer.query.weight").product(asked)
+        query = t.matrix("pointer.query.weight").product(asked)
         scores = g.op("MatMul", query, g.op("Transpose", keys, perm=(0, 2, 1)))
         scores = g.op("Mul", scores, floats(1 / math.sqrt(t.config.copy_width)))
     with g.at("seen"):

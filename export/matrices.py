@@ -7,9 +7,9 @@
 | int8      | DynamicQuantizeMatMul                     | int8, a scale for each column  | uint8, a tensor  |
 | q8, q4    | MatMulNBits, accuracy level 4             | 8 or 4 bits, a scale per block | int8, a block    |
 
-`int8` is the quickest where many tokens come at once and close to the quickest for one. `q8` is the quickest for
-one and holds its rows together, which an embedding needs; `q4` reads half as much. Levels 0 to 3 of MatMulNBits
-compute in float and lose everything that was gained.
+`int8` is the quickest where many tokens come at once, and close to the quickest for one. `q8` is the
+quickest for one, twice as slow for many, and holds its rows together, which an embedding needs; `q4` reads
+half as much. Levels 0 to 3 of MatMulNBits compute in float and lose everything that was gained.
 """
 
 from __future__ import annotations
@@ -91,6 +91,16 @@ def dequantize_blocks(blocks: Blocks, num_columns: int) -> Array:
     return dense
 
 
+def as_held(weight_NK: Array, precision: Precision) -> Array:
+    """Return the float32 matrix that the variant's numbers stand for."""
+    if precision == "int8":
+        codes, scales = quantize_columns(np.ascontiguousarray(weight_NK.T))
+        return np.ascontiguousarray((codes * scales).T)
+    if precision in BITS:
+        return dequantize_blocks(quantize_blocks(weight_NK, precision), weight_NK.shape[1])
+    return weight_NK.astype(np.float16).astype(np.float32) if precision == "fp16" else weight_NK
+
+
 class Matrix:
     """A constant matrix (N, K) of the graph, held once, in one precision: y = x Wᵀ + b, or rows of W."""
 
@@ -128,7 +138,7 @@ class Matrix:
                 "bits": self._blocks.bits,
                 "block_size": self._blocks.size,
             }
-            extra = () if bias is None else (None, None, bias)
+            extra: tuple[Array | None, ...] = () if bias is None else (None, None, bias)
             return g.op(
                 "MatMulNBits",
                 x,

@@ -1,13 +1,18 @@
 """Ringing atoms as a graph.
 
-In the frame that turns with the atoms, h_t = e^{−iωt} z_t, the recurrence is real: h_t = f_t h_{t−1} + b_t, with
-b_t = (1 − f_t) v_t e^{−iωt}. A `Scan` of one product and one sum walks it; the turning into the frame and out of
-it is done for all steps at once, by a table of e^{iωt} that is computed in float64 while the graph is loaded
-(nothing in it varies) and costs a bundle nothing. A single step needs neither frame nor Scan: an `If` on the
-number of steps takes its few nodes instead.
+In the frame that turns with the atoms, h_t = e^{−iωt} z_t, the recurrence is real: h_t = f_t h_{t−1} + b_t,
+with b_t = (1 − f_t) v_t e^{−iωt}. A `Scan` of one product and one sum walks it. Turning by e^{±iωt} is what
+a rotary embedding does to the two halves of a vector, so ONNX Runtime's does it, for all steps at once,
+with tables that are computed in float64 while the graph is loaded (nothing in them varies; a bundle holds ω
+alone). A single step needs neither frame nor Scan: an `If` on the number of steps takes its few nodes
+instead.
 
-No sine is left in a step: amplitude and phase are folded into the synthesis matrix [A cos Φ | −A sin Φ]. ω and λ
-stay in float32 in every variant.
+No sine is left in a step: amplitude and phase are folded into the synthesis matrix [A cos Φ | −A sin Φ]. ω
+and λ, which is folded into the bias of the strike, stay in float32 in every variant.
+
+Measured (K = 256, D = 512, one core, µs for 1 and 128 steps, session call included): this 9 and 235;
+cumulative sums in chunks of 16, whose range the floor of f bounds, 14 and 212; Scan in the resting frame 13
+and 506; the contrib operator LinearAttention 22 and 725.
 
 Shapes: B batch, T time, D width, K atoms; a mixing vector is [real parts | imaginary parts], 2K.
 """
@@ -34,7 +39,7 @@ def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
     with g.at("strike"):
         bias = t.weights[f"{weights}.strike.bias"].copy()
         bias[K : 2 * K] += t.weights[f"{weights}.damping"]
-        struck = t.matrix(f"layers.{layer}.strike", f"{weights}.strike.weight").product(u, bias)
+        struck = t.matrix(f"{weights}.strike.weight").product(u, bias)
         v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
     with g.at("damping"):
         f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
@@ -77,13 +82,22 @@ def _turn(g: Builder, z_2K: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
 
 
 def _scan(g: Builder, h: ir.Value, f_2K: ir.Value, b_2K: ir.Value) -> ir.Value:
-    """h_t = f_t h_{t−1} + b_t for all steps; f_t h_{t−1} is what the body hands out, so that it copies nothing."""
+    """h_t = f_t h_{t−1} + b_t for all steps; the body hands out f_t h_{t−1}, and so need not copy h_t."""
     body = g.branch()
     names = (f"{name}:{h.name}" for name in ("h", "f", "b"))
     h_before, f, b = (body.input(name, ir.DataType.FLOAT, ("batch", "atoms")) for name in names)
     faded = body.op("Mul", f, h_before)
     for value in (body.op("Add", faded, b), faded):
         body.output(value.name or "", value, ir.DataType.FLOAT, ("batch", "atoms"))
-    axes = {"scan_input_axes": (1, 1), "scan_output_axes": (1,)}
-    _, faded_T = g.ops(2, "Scan", h, f_2K, b_2K, body=body.graph("body"), num_scan_inputs=2, **axes)
+    _, faded_T = g.ops(
+        2,
+        "Scan",
+        h,
+        f_2K,
+        b_2K,
+        body=body.graph("body"),
+        num_scan_inputs=2,
+        scan_input_axes=(1, 1),
+        scan_output_axes=(1,),
+    )
     return g.op("Add", faded_T, b_2K)

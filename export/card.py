@@ -1,0 +1,95 @@
+"""The model card: a bundle's README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdgm_edge.models import ModelConfig
+
+TEMPLATE = """\
+# {name}
+
+A Spectral Dictionary language model: no attention, constant memory. {parameters:,} parameters,
+{num_layers} {layer} layer{s} of {num_atoms} atoms, width {width}, vocabulary {vocab_size:,}. The whole state
+of a text is {state:,} numbers ({kilobytes:.1f} KB), however long it is.
+
+## Use
+
+```python
+from sdgm_edge.runtime import Generator
+
+gen = Generator.load("{name}")  # where this bundle lies
+print(gen.generate("{prompt}", max_new_tokens=64, seed=1).text)
+```
+
+`sdgm-edge generate -m {name} -p "…"` does the same, and `sdgm-edge verify {name}` compares the machine
+that it runs on with the one that exported the model.
+
+## Variants
+
+{table}
+
+`{default}` runs unless another is asked for. Held-out text: {num_bytes:,} bytes, {num_tokens:,} tokens,
+sha256 `{sha256:.16}…`, of which the float32 graph makes {reference}. *Loss* is the increase
+of bits per byte against that. *Parity* is the largest difference of a logit between the graph and the trained
+model with the same rounded weights, over {steps} steps: absolute in fp32, elsewhere relative to the largest.
+{mixed}
+Model `{model_id:.16}…`, made with {made_with}.
+"""
+
+
+def model_card(
+    *,
+    name: str,
+    prompt: str,
+    config: ModelConfig,
+    num_parameters: int,
+    default: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, int],
+    reference: Mapping[str, Any],
+    mixed: Sequence[str],
+    model_id: str,
+    made_with: Mapping[str, str],
+) -> str:
+    """Return the text of a bundle's README.md."""
+    rows = [
+        "| variant | file | MB | bits per byte | word perplexity | loss | parity |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for variant, entry in variants.items():
+        figures, parity = entry["accuracy"], entry["parity"]
+        rows.append(
+            f"| {variant} | `{entry['file']}` | {sizes[entry['file']] / 1e6:.2f} | {_bits(figures)} "
+            f"| {figures['word_perplexity']:.2f} | {figures['loss_increase']:+.2%} | {parity['logits']:.1e} |"
+        )
+    held = ", ".join(f"`{matrix}`" for matrix in mixed)
+    return TEMPLATE.format(
+        name=name,
+        prompt=prompt.replace('"', "'"),
+        parameters=num_parameters,
+        s="" if config.num_layers == 1 else "s",
+        num_layers=config.num_layers,
+        layer=config.layer,
+        num_atoms=config.num_atoms,
+        width=config.width,
+        vocab_size=config.vocab_size,
+        state=config.state_size,
+        kilobytes=config.state_size * 4 / 1e3,
+        table="\n".join(rows),
+        default=default,
+        num_bytes=reference["num_bytes"],
+        num_tokens=reference["num_tokens"],
+        sha256=reference["sha256"],
+        reference=f"{_bits(reference)} bits per byte",
+        steps=next(iter(variants.values()))["parity"]["steps"],
+        mixed=f"In q4, {held} stayed in 8 bits.\n" if mixed else "",
+        model_id=model_id,
+        made_with=", ".join(f"{package} {version}" for package, version in made_with.items()),
+    )
+
+
+def _bits(figures: Mapping[str, Any]) -> str:
+    bits = figures["bits_per_byte"]
+    return "–" if bits is None else f"{bits:.4f}"

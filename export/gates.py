@@ -1,0 +1,213 @@
+"""What a graph must pass before it may be written into a bundle.
+
+*Parity*: the graph computes what the model computes. Torch runs whole windows, ONNX Runtime the same tokens
+cut at odd places, several sequences at once; logits, mixing vectors and the state after the last token are
+held against each other, for several seeds. Torch is given the weights as the variant holds them, so what is
+left is the rounding of activations, and a mistake in the graph cannot hide behind the loss of quantization.
+
+*Accuracy*: what the variant loses against float32, in bits per byte of the run's held-out text.
+
+All failures are collected before one error tells them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdgm_edge.models import SDGM, ModelConfig
+from sdgm_edge.runtime import AccuracyError, Engine, ParityError, Score, score_chunks, token_nlls
+
+from .builder import Array
+from .variants import Variant
+
+STEPS = 512
+SEEDS = (0, 1, 2)
+BATCH = 2
+PIECES = (1, 1, 2, 3, 7, 16, 61, 128)
+"""Lengths that prompts are cut into, where a call takes so many; longer ones are cut to what it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Largest differences between torch and ONNX Runtime, over all seeds.
+
+    Of float32 logits max |Δ|; of all else max |Δ| relative to the largest number expected, if above 1.
+    """
+
+    logits: float
+    state: float
+    """Of the state after the last token, the worst of its pieces."""
+    mixing: float
+    tolerance: float
+    """What was allowed."""
+    steps: int
+    """Tokens of each sequence."""
+    seeds: int
+    """Batches of sequences that were compared."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures for the manifest, in three digits."""
+        return {name: _digits(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A variant's score on the held-out text, beside that of float32."""
+
+    bits_per_byte: float | None
+    """None where `<unk>` occurs."""
+    word_perplexity: float
+    token_perplexity: float
+    """Depends on the tokenizer."""
+    loss_increase: float
+    """Relative increase of bits per byte (of −ln p, which is the same), against float32."""
+    perplexity_increase: float
+    """Relative increase of the word perplexity."""
+    limit: float
+    """Largest loss_increase that passes."""
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+    """Of the text."""
+
+    @property
+    def within(self) -> bool:
+        """Whether the loss is within its limit."""
+        return self.loss_increase <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures for the manifest."""
+        return {name: _digits(value, 6) for name, value in asdict(self).items()}
+
+
+def check_parity(variant: Variant, model: SDGM, engine: Engine, steps: int = STEPS) -> Parity:
+    """Hold a graph against a model with the weights that the graph stands for.
+
+    Raises:
+        ParityError: it computes something else; the message tells all that differs.
+    """
+    worst = {"logits": 0.0, "state": 0.0, "mixing": 0.0}
+    failures = []
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(0, model.config.vocab_size, (BATCH, steps))
+        expected, got = run_torch(model, ids), run_graph(engine, ids, _cuts(rng, steps, engine.chunk))
+        for part, difference in compare(model.config, expected, got, variant.name == "fp32").items():
+            kind = part.partition(".")[0]
+            worst[kind] = max(worst[kind], difference)
+            if not difference <= variant.tolerance:
+                failures.append(f"{part} of seed {seed} by {difference:.3g}")
+    if failures:
+        raise ParityError(
+            f"{variant.name}: the graph does not compute what the model computes: expected differences of at "
+            f"most {variant.tolerance:g} over {steps} steps, got {', '.join(failures)}; "
+            "check the weights for extreme values, and report it"
+        )
+    return Parity(**worst, tolerance=variant.tolerance, steps=steps, seeds=len(SEEDS))
+
+
+def compare(
+    config: ModelConfig, expected: Mapping[str, Array], got: Mapping[str, Array], absolute_logits: bool
+) -> dict[str, float]:
+    """Return max |Δ| of the logits, the mixing vectors and each piece of the state.
+
+    Relative to the largest number expected, if above 1, but for logits where they are wanted absolute. What
+    is no number counts as infinite.
+    """
+    differences = {}
+    for part, reference in _parts(config, expected).items():
+        found = _parts(config, got)[part]
+        if found.shape != reference.shape:
+            raise ValueError(f"{part}: expected shape {reference.shape}, got {found.shape}")
+        largest = float(np.abs(found - reference).max(initial=0))
+        size = max(1.0, float(np.abs(reference).max(initial=0)))
+        if part == "logits" and absolute_logits:
+            size = 1.0
+        differences[part] = largest / size if math.isfinite(largest) else math.inf
+    return differences
+
+
+def _parts(config: ModelConfig, outputs: Mapping[str, Array]) -> dict[str, Array]:
+    sizes = [math.prod(shape) for _, shape in config.state_layout]
+    pieces = np.split(outputs["state"], np.cumsum(sizes)[:-1], axis=1)
+    state = {f"state.{name}": piece for (name, _), piece in zip(config.state_layout, pieces, strict=True)}
+    return {"logits": outputs["logits"], "mixing": outputs["mixing"], **state}
+
+
+@torch.no_grad()
+def run_torch(model: SDGM, ids_BT: Array) -> dict[str, Array]:
+    """Return logits, mixing vectors and last state of whole windows, from torch."""
+    out = model(torch.from_numpy(ids_BT))
+    return {"logits": out.logits_BTV.numpy(), "state": out.state_BS.numpy(), "mixing": out.mixing_BTM.numpy()}
+
+
+def run_graph(engine: Engine, ids_BT: Array, lengths: Sequence[int], **feeds: Array) -> dict[str, Array]:
+    """Return the same from the graph, fed piece by piece; `feeds` are further inputs."""
+    session = engine.opened.session
+    state = np.zeros((len(ids_BT), engine.config.state_size), np.float32)
+    all_logits, all_mixing, begin = [], [], 0
+    for length in lengths:
+        ids = np.ascontiguousarray(ids_BT[:, begin : begin + length])
+        logits, state, mixing = session.run(
+            ["logits", "next_state", "mixing"], {"ids": ids, "state": state, **feeds}
+        )
+        all_logits.append(logits)
+        all_mixing.append(mixing)
+        begin += length
+    return {"logits": np.concatenate(all_logits, 1), "state": state, "mixing": np.concatenate(all_mixing, 1)}
+
+
+def _cuts(rng: np.random.Generator, steps: int, chunk: int) -> list[int]:
+    """Return lengths of pieces that sum to `steps`."""
+    lengths: list[int] = []
+    while (left := steps - sum(lengths)) > 0:
+        lengths.append(min(int(rng.choice(PIECES)), left, chunk))
+    return lengths
+
+
+def score_graph(engine: Engine, text: str, ids: Sequence[int], begin_token: int, has_unk: bool) -> Score:
+    """Score a text from its tokens, as the runtime does."""
+
+    def nlls() -> Iterator[Array]:
+        state, before = engine.zeros(), begin_token
+        for at in range(0, len(ids), engine.chunk):
+            piece = list(ids[at : at + engine.chunk])
+            logits_TV, state = engine.all([before, *piece[:-1]], state)
+            before = piece[-1]
+            yield token_nlls(logits_TV, np.array(piece))
+
+    return score_chunks(text, nlls(), has_unk=has_unk)
+
+
+def accuracy(score: Score, reference: Score, limit: float) -> Accuracy:
+    """Return the figures of a variant beside those of float32."""
+    return Accuracy(
+        bits_per_byte=None if score.has_unk else score.bits_per_byte,
+        word_perplexity=score.word_perplexity,
+        token_perplexity=score.token_perplexity,
+        loss_increase=score.nll / reference.nll - 1,
+        perplexity_increase=score.word_perplexity / reference.word_perplexity - 1,
+        limit=limit,
+        num_tokens=score.num_tokens,
+        num_bytes=score.num_bytes,
+        sha256=score.sha256,
+    )
+
+
+def refuse(name: str, found: Accuracy) -> AccuracyError:
+    """Make the error for a variant that loses too much."""
+    return AccuracyError(
+        f"{name}: loses too much on the held-out text: expected at most {found.limit:.2%} more bits per "
+        f"byte than float32, got {found.loss_increase:.2%}; "
+        "allow it with --max-loss-increase or --force, or ask for more bits"
+    )
+
+
+def _digits(value: Any, digits: int = 3) -> Any:
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
