@@ -231,9 +231,11 @@ def _tokenizer(data: bytes, where: str, vocab_size: int) -> Tokenizer:
         raise invalid(where, "not readable", "a tokenizer", shown(str(e), 120)) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    size = tokenizer.get_vocab_size()
-    if size != vocab_size or tokenizer.id_to_token(size - 1) is None:
-        raise invalid(where, "the tokenizer of another model", f"{vocab_size} tokens as in {CONFIG}", size)
+    ids = set(tokenizer.get_vocab().values())
+    if ids != set(range(vocab_size)):
+        got = f"{len(ids)} tokens from {min(ids, default=0)} to {max(ids, default=0)}"
+        expected = f"{vocab_size} tokens from 0 as in {CONFIG}"
+        raise invalid(where, "the tokenizer of another model", expected, got)
     return tokenizer
 
 

@@ -67,7 +67,9 @@ class Engine:
     def upload(self, state_S: Floats) -> State:
         """Bring a state to where the graph runs."""
         state = np.ascontiguousarray(state_S, np.float32).reshape(1, -1)
-        return state if self._device is None else self._value(state)
+        if self._device is None:
+            return state
+        return onnxruntime().OrtValue.ortvalue_from_numpy(state, self._device, 0)
 
     def download(self, state: State) -> Floats:
         """The numbers of a state, (S,)."""
@@ -107,20 +109,15 @@ class Engine:
 
     def _run_on_device(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
         """As `_run`, but the state neither comes from the host nor goes there."""
-        binding = self._session.io_binding()
+        binding, value_of = self._session.io_binding(), onnxruntime().OrtValue.ortvalue_from_numpy
         for name, value in feeds.items():
-            if name == "state":
-                binding.bind_ortvalue_input(name, value)
-            else:
-                binding.bind_cpu_input(name, value)
+            # Not bind_cpu_input, which does not know inputs that have a default.
+            binding.bind_ortvalue_input(name, value if name == "state" else value_of(value))
         for name in outputs:
             binding.bind_output(name, self._device if name == "next_state" else "cpu")
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs()
         return [v if n == "next_state" else v.numpy() for n, v in zip(outputs, values, strict=True)]
-
-    def _value(self, array: Floats) -> Any:
-        return onnxruntime().OrtValue.ortvalue_from_numpy(array, self._device, 0)
 
     def _check_contract(self) -> None:
         """Compare names, types and shapes with the contract, then try the graph on two tokens."""

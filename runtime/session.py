@@ -38,9 +38,8 @@ RECENT = 1024
 MOST_HISTORY = 4096
 
 _MAGIC, _VERSION = b"SDGMSTAT", 1
-_HEADER = struct.Struct(
-    "<8sI32s8sQ4If"
-)  # magic, version, model, variant, position, segments, ids, recent, drawn, η
+# magic, version, model, variant, position, numbers of segments, ids, recent and drawn, η
+_HEADER = struct.Struct("<8sI32s8sQ4If")
 _DIGEST = 32
 
 
@@ -231,11 +230,12 @@ class Session:
         self._recent.extend(ids)
 
     def _checked(self, ids: list[int]) -> list[int]:
-        array = np.array(ids)
+        try:
+            array = np.array(ids)
+        except ValueError:  # a ragged list
+            array = np.array(None)
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ParameterError(
-                f"feed: expected text or token ids, got {shown(ids[0])}; encode the text first"
-            )
+            raise ParameterError(f"feed: expected text or token ids, got {shown(ids)}; encode the text first")
         low, high, size = int(array.min()), int(array.max()), self._engine.config.vocab_size
         if low < 0 or high >= size:
             wrong = low if low < 0 else high
@@ -292,8 +292,9 @@ def load_session(
         )
     variant = name.rstrip(b"\0").decode("ascii", "replace")
     if variant != identity.variant:
-        expected, remedy = identity.variant, f"load the bundle with variant={variant!r}"
-        raise StateError(f"{path}: of another variant: expected {expected}, got {variant}; {remedy}")
+        expected, got = identity.variant, shown(variant)
+        remedy = f"load the bundle with variant={got}"
+        raise StateError(f"{path}: of another variant: expected {expected}, got {got}; {remedy}")
     counts = (config.state_size, num_segments, num_ids, num_recent, num_drawn)
     if len(data) != _HEADER.size + 4 * sum(counts) + _DIGEST or num_drawn not in (0, config.mixing_size):
         raise StateError(f"{path}: of another shape: expected lengths that add up, got {counts}; {again}")

@@ -1,10 +1,10 @@
 """Whether a bundle does on this machine what it did where it was exported.
 
 All hashes are checked, every variant is opened and held against the graph contract, and the golden prompt is
-run: the golden tokens are fed one by one, whatever this machine would have chosen, so that every step compares. A
+run: the golden tokens are fed one by one, whatever this machine would have chosen, so that steps compare. A
 step agrees where no logit differs by more than the variant's tolerance, and the golden token is the likeliest
 here too, up to that tolerance. Float32 may differ as much as another processor's order of additions makes it;
-quantized and half precision kernels round intermediate values, differently on each kind of processor.
+quantized and half precision kernels round differently on each kind of processor.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,113 @@
+import numpy as np
+import onnx
+import pytest
+import tiny
+from sdgm_edge.runtime.engine import Blend, Engine
+
+from sdgm_edge.runtime import BundleError, Generator
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return Generator.load(tiny.write(tmp_path_factory.mktemp("b") / "tiny"), providers="cpu").engine
+
+
+def load(path, model):
+    return Generator.load(tiny.write(path, {"model": model.SerializeToString()}), providers="cpu")
+
+
+def test_last_is_the_end_of_all(engine):
+    ids = [1, 2, 3]
+    logits_V, state = engine.last(ids, engine.zeros())
+    logits_TV, same = engine.all(ids, engine.zeros())
+    assert logits_TV.shape == (3, tiny.VOCAB)
+    np.testing.assert_allclose(logits_V, logits_TV[-1], **CLOSE)
+    np.testing.assert_array_equal(engine.download(state), engine.download(same))
+
+
+def test_no_state_is_written_to(engine):
+    state = engine.upload(np.ones(tiny.STATE))
+    before = engine.download(state).copy()
+    engine.last([1], state, Blend(0.5, np.ones(tiny.MIXING, np.float32)))
+    engine.mixing([1, 2], state)
+    np.testing.assert_array_equal(engine.download(state), before)
+
+
+def test_a_state_that_stays_on_a_device_gives_the_same(engine, tmp_path):
+    bound = Generator.load(tiny.write(tmp_path / "tiny"), providers="cpu").engine
+    bound._device = "cpu"
+    state, expected = bound.zeros(), engine.zeros()
+    for ids in ([1, 2, 3], [4], [5]):
+        logits_V, state = bound.last(ids, state)
+        expected_V, expected = engine.last(ids, expected)
+        np.testing.assert_array_equal(logits_V, expected_V)
+    np.testing.assert_array_equal(bound.download(state), engine.download(expected))
+    mixing_TM, _ = bound.mixing([1, 2], state)
+    np.testing.assert_array_equal(mixing_TM, engine.mixing([1, 2], expected)[0])
+    blend = Blend(0.5, np.ones(tiny.MIXING, np.float32))
+    np.testing.assert_array_equal(bound.last([1], state, blend)[0], engine.last([1], expected, blend)[0])
+
+
+def renamed(kind, old, new):
+    model = tiny.graph()
+    values = {"input": model.graph.input, "output": model.graph.output}[kind]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new
+    for value in [*values, *model.graph.initializer]:
+        if value.name == old:
+            value.name = new
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "message"),
+    [
+        ("input", "ids", "inputs of the graph: expected ids, state, got"),
+        ("input", "blend", "input with defaults of the graph: expected start, blend, drawn, got"),
+        ("output", "logits", "outputs of the graph: expected logits, next_state, mixing, got"),
+    ],
+)
+def test_other_names_are_refused(tmp_path, kind, old, message):
+    with pytest.raises(BundleError, match=message):
+        load(tmp_path / "b", renamed(kind, old, "other"))
+
+
+def test_other_shapes_are_refused(tmp_path):
+    with pytest.raises(
+        BundleError, match=r"input state of the graph: expected tensor\(float\) \['B', 9\], got .*10"
+    ):
+        load(tmp_path / "state", tiny.graph(state=10))
+    with pytest.raises(BundleError, match=r"output logits of the graph: expected .* 300\], got .*299"):
+        load(tmp_path / "vocab", tiny.graph(vocab=299))
+
+
+def test_shapes_that_are_not_declared_are_found_when_tried(engine, monkeypatch):
+    monkeypatch.setattr(engine, "all", lambda ids, state: (np.ones((2, 299)), state))
+    with pytest.raises(BundleError, match=r"logits as the graph computes it: .*300\), got \(2, 299\)"):
+        engine._check_contract()
+
+
+def test_a_graph_that_computes_nan_is_refused(tmp_path):
+    model = tiny.graph()
+    for tensor in model.graph.initializer:
+        if tensor.name == "head":
+            nan = np.full((tiny.MIXING, tiny.VOCAB), np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(nan, "head"))
+    with pytest.raises(BundleError, match=r"logits as the graph computes it: .* got NaN"):
+        load(tmp_path / "b", model)
+
+
+def test_a_graph_that_fails_is_a_bundle_error(engine):
+    with pytest.raises(BundleError, match=r"model\.onnx: the graph fails: "):
+        engine.last([10**6], engine.zeros())
+
+
+def test_the_engine_refuses_what_the_session_would_have_checked(engine):
+    assert isinstance(engine, Engine)
+    with pytest.raises(BundleError, match="the graph fails"):
+        engine.last([1], np.zeros((1, 3), np.float32))
