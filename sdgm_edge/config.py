@@ -53,13 +53,13 @@ class TrainingConfig:
     """Passes over the training text."""
     max_steps: int = 0
     """Stop after so many steps, the schedule fitted to them; 0 for all epochs."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Sequences in a batch, over all processes."""
     carry_state: bool = True
     """A sequence's next window goes on from the state of its last; False: each starts afresh."""
     optimizer: str = "adamw"
     """`adamw` (decoupled weight decay) or `adam` (the paper's)."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     """At its peak."""
     weight_decay: float = 0.1
     """On matrices, never on biases, gains, frequencies or dampings."""
@@ -155,6 +155,7 @@ PRESET_RUNS: dict[str, RunConfig] = {
         loss=LossWeights(reconstruction=1.0, spectrum=0.1, language=1.0, prior=1e-3),
         training=TrainingConfig(
             epochs=10,
+            batch_size=32,
             optimizer="adam",
             learning_rate=1e-3,
             weight_decay=1e-5,
