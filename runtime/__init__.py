@@ -34,7 +34,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
-    from .engine import Engine
+    from .engine import Blend, Engine
     from .generation import Generation, Stream, Timing
     from .generator import Generator, TokenLogprob
     from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
@@ -52,6 +52,7 @@ _LAZY = {
     "write_bundle": "bundle",
     "decode_arrays": "container",
     "encode_arrays": "container",
+    "Blend": "engine",
     "Engine": "engine",
     "Generation": "generation",
     "Stream": "generation",
@@ -86,6 +87,7 @@ _LAZY = {
 
 __all__ = [
     "AccuracyError",
+    "Blend",
     "Bundle",
     "BundleConfig",
     "BundleError",
