@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ _EXTRAS = {
     "matplotlib": "train",
     "tensorboard": "train",
     "onnx": "export",
+    "onnx_ir": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
 }
@@ -182,6 +183,194 @@ def evaluate(
     figures = result.to_dict()
     figures["token_perplexity (tokenizer-dependent)"] = figures.pop("token_perplexity")
     console.print_record(figures, title=f"{model} on {', '.join(texts)}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A run folder. Default: the newest under runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or a file *.sdgm. Default: bundles/<name of the run>.")
+    ] = None,
+    quantize: Annotated[bool, typer.Option("--quantize", help="int8, as --bits 8.")] = False,
+    bits: Annotated[
+        list[int] | None,
+        typer.Option(help="4, 8 (int8), 16 (for GPUs) or 32; several make a bundle of several. Default: 32."),
+    ] = None,
+    max_loss_increase: Annotated[
+        str, typer.Option(help="Most that a variant may lose in bits per byte on held-out text.")
+    ] = "1%",
+    force: Annotated[bool, typer.Option("--force", help="Write variants that lose more than that.")] = False,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="One file *.sdgm, not a folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Turn a run into a bundle that runs without torch; every variant must pass its gates."""
+    from sdgm_edge.export import export_run
+
+    report = export_run(
+        run,
+        out,
+        [*(bits or []), *([8] if quantize else [])] or [32],
+        force=force,
+        max_loss_increase=_share(max_loss_increase),
+        single_file=single_file,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        console.print_json(report.to_dict())
+        return
+    console.print_table(
+        ("variant", "MB", "bits/byte", "word perplexity", "loss", "parity", "tokens/s", "prompt tokens/s"),
+        [
+            (
+                v.name,
+                v.num_bytes / 1e6,
+                v.accuracy.bits_per_byte,
+                v.accuracy.word_perplexity,
+                f"{v.accuracy.loss_increase:+.2%}",
+                v.parity.logits,
+                round(v.decode_speed),
+                round(v.prompt_speed),
+            )
+            for v in report.variants
+        ],
+        title=f"{report.path} ({report.default} by default; speeds: one thread here, without sampling)",
+    )
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
+    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Check a bundle on this machine: hashes, sizes, versions, and the golden prompt."""
+    from sdgm_edge.runtime import verify as run_verify
+
+    report = run_verify(bundle, providers=provider)
+    if as_json:
+        console.print_json({**dataclasses.asdict(report), "ok": report.ok})
+    else:
+        console.print_table(
+            ("variant", "provider", "golden tokens", "same here", "max difference", "allowed", "agrees"),
+            [
+                (v.variant, v.provider, v.num_tokens, v.num_same, v.max_difference, v.tolerance, v.ok)
+                for v in report.variants
+            ],
+            title=f"{bundle}: {report.num_files} files, {report.num_bytes / 1e6:.2f} MB, none damaged",
+        )
+    if not report.ok:
+        what = (
+            "the golden prompt gives other results"
+            if report.prompt_ok
+            else "the tokenizer gives other tokens"
+        )
+        print(f"{bundle}: {what} here: export it again, or compare versions", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
+    mixture: Annotated[
+        bool, typer.Option("--mixture", help="Tell what each component of the mixture stands for.")
+    ] = False,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="Text to look at with --mixture. Default: some that the model makes up."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what is in a bundle."""
+    from sdgm_edge.runtime import UsageError, read_bundle
+
+    if mixture:
+        _inspect_mixture(bundle, texts, as_json)
+        return
+    if texts:
+        raise UsageError("--text is what --mixture looks at: add --mixture")
+    found = read_bundle(bundle)
+    manifest, config = found.manifest, found.config
+    record: dict[str, Any] = {
+        "name": manifest.name,
+        "model_id": manifest.model_id,
+        "default": manifest.default,
+        "vocab_size": config.vocab_size,
+        "state_bytes": 4 * config.state_size,
+        "mixing_size": config.mixing_size,
+        "mixture_components": found.mixture.num_components if found.mixture else 0,
+        "model": config.model,
+        "made_with": manifest.made_with,
+        "files": {name: size for name, (_, size) in manifest.files.items()},
+        "variants": {name: dataclasses.asdict(variant) for name, variant in manifest.variants.items()},
+    }
+    if as_json:
+        console.print_json(record)
+        return
+    for name in ("model", "made_with", "files"):
+        record |= {f"{name}.{key}": value for key, value in record.pop(name).items()}
+    for name, variant in record.pop("variants").items():
+        for gate in ("parity", "accuracy"):
+            record |= {f"{name}.{gate}.{key}": value for key, value in (variant[gate] or {}).items()}
+    console.print_record(record, title=str(bundle))
+
+
+def _inspect_mixture(bundle: Path, texts: list[str] | None, as_json: bool) -> None:
+    from sdgm_edge.runtime import BundleError, Generator
+
+    from .sources import read_text
+
+    generator = Generator.load(bundle)
+    if (components := generator.bundle.mixture) is None:
+        raise BundleError(f"{bundle}: expected a mixture, got a bundle without gmm.npz; train with a prior")
+    if texts:
+        text = read_text(texts, console.cache_folder())
+    else:
+        made_up = [
+            generator.generate(None, max_new_tokens=512, temperature=1.0, top_p=1.0, seed=seed)
+            for seed in range(8)
+        ]
+        text = "".join(generation.text for generation in made_up)
+    ids, mixing_TM = generator.mixing(text)
+    record: list[dict[str, Any]] = [
+        {
+            "component": c.component,
+            "weight": c.weight,
+            "share": c.share,
+            "spread": c.spread,
+            "tokens": [{"token": i, "text": generator.decode([i]), "lift": lift} for i, lift in c.tokens],
+        }
+        for c in components.report(mixing_TM, ids)
+    ]
+    if as_json:
+        console.print_json({"num_tokens": len(ids), "components": record})
+        return
+    console.print_table(
+        ("component", "weight", "share", "spread", "typical tokens (times more frequent than elsewhere)"),
+        [
+            (
+                c["component"],
+                c["weight"],
+                c["share"],
+                c["spread"],
+                "  ".join(f"{t['text']!r} ×{t['lift']:.1f}" for t in c["tokens"]),
+            )
+            for c in record
+        ],
+        title=f"{bundle}: on {len(ids):,} tokens {'of this text' if texts else 'that the model made up'}",
+    )
+
+
+def _share(text: str) -> float:
+    """Read "1%" or "0.01"."""
+    from sdgm_edge.runtime import UsageError
+
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if number != text.strip() else 1)
+    except ValueError:
+        raise UsageError(f"expected a share such as 1% or 0.01, got {text!r}; write it so") from None
 
 
 def _given(**options: object) -> dict[str, object]:
