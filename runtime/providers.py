@@ -86,16 +86,16 @@ def open_graph(
     if providers != "auto":
         wanted = _full_names(ort, [providers] if isinstance(providers, str) else list(providers))
         return _explicit(ort, graph, where, wanted, threads or 1)
-    reason = "onnxruntime without GPU support is installed"
-    if CUDA in ort.get_available_providers():
-        try:
-            session = _session(ort, graph, where, [CUDA, CPU], threads or 1)
-            if CUDA in session.get_providers():
-                return _opened(session, "CUDA works here")
-            reason = "CUDA could not be started"
-        except BundleError as e:
-            reason = f"CUDA could not be started: {_line(e.__cause__ or e)}"
-    return _opened(_session(ort, graph, where, [CPU], threads or 1), reason)
+    if CUDA not in ort.get_available_providers():
+        session = _session(ort, graph, where, [CPU], threads or 1)
+        return _opened(session, "onnxruntime without GPU support is installed")
+    try:
+        session = _session(ort, graph, where, [CUDA, CPU], threads or 1)
+    except BundleError as e:
+        session = _session(ort, graph, where, [CPU], threads or 1)
+        return _opened(session, f"CUDA could not be started: {_line(e.__cause__ or e)}")
+    works = CUDA in session.get_providers()
+    return _opened(session, "CUDA works here" if works else "CUDA could not be started")
 
 
 def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], threads: int) -> Opened:
@@ -106,15 +106,13 @@ def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], t
         missing = [name for name in wanted if name not in session.get_providers()]
         if not missing:
             return _opened(session, "asked for")
-    name = _short(missing[0])
-    remedy = (
-        f"check its driver, or type: {INSTALL_GPU}" if name == "cuda" else "install the build that has it"
-    )
-    has = (
-        ", ".join(map(_short, available)) if missing[0] not in available else "a provider that did not start"
-    )
+    name, listed = _short(missing[0]), missing[0] in available
+    got = "one that does not start" if listed else ", ".join(map(_short, available))
+    remedy = "install a build of onnxruntime that has it"
+    if name == "cuda":
+        remedy = "check the NVIDIA driver, CUDA and cuDNN" if listed else f"type: {INSTALL_GPU}"
     raise ProviderError(
-        f"provider {name} is not there: expected {name}, got {has}; {remedy}, or use providers='cpu'"
+        f"provider {name} is not there: expected {name}, got {got}; {remedy}, or use providers='cpu'"
     )
 
 

@@ -121,7 +121,8 @@ class Session:
         """Read a text, or ids; returns the number of tokens. Memory does not depend on the length of either.
 
         Raises:
-            ParameterError: an id that the model does not have, or text that is not valid Unicode.
+            ParameterError: an id that the model does not have, or text that is not valid Unicode; whole chunks
+                that stand before it are fed.
         """
         before = self._position
         if isinstance(text, bytes | bytearray) or not isinstance(text, Iterable):

@@ -163,13 +163,18 @@ def test_auto_without_the_gpu_package_says_so(machine):
     assert open_graph(GRAPH, "m").reason == "onnxruntime without GPU support is installed"
 
 
-@pytest.mark.parametrize("available", [[CPU], [CUDA, CPU]])
-def test_cuda_that_was_asked_for_and_is_not_there_is_an_error(machine, available):
+@pytest.mark.parametrize(
+    ("available", "remedy"),
+    [
+        ([CPU], r"got cpu; type: .*sdgm-edge\[gpu\]"),
+        ([CUDA, CPU], "got one that does not start; check the NVIDIA"),
+    ],
+)
+def test_cuda_that_was_asked_for_and_is_not_there_is_an_error(machine, available, remedy):
     machine(available, [])
-    with pytest.raises(ProviderError, match=r"provider cuda is not there.*sdgm-edge\[gpu\].*providers='cpu'"):
-        open_graph(GRAPH, "m", providers="cuda")
-    with pytest.raises(ProviderError, match="provider cuda is not there"):
-        open_graph(GRAPH, "m", providers=["cuda", "cpu"])
+    for providers in ("cuda", ["cuda", "cpu"]):
+        with pytest.raises(ProviderError, match=rf"provider cuda is not there: .*{remedy}.*providers='cpu'"):
+            open_graph(GRAPH, "m", providers=providers)
 
 
 def test_a_graph_that_is_refused_names_the_bundle_and_says_nothing_on_stderr(capfd):
