@@ -118,7 +118,7 @@ class Session:
         return self._engine.download(self._state()).copy()
 
     def feed(self, text: str | Iterable[int]) -> int:
-        """Read a text, or ids; returns the number of tokens. Memory does not depend on the length of either.
+        """Read a text, or ids, in constant memory; returns the number of tokens.
 
         Raises:
             ParameterError: an id that the model does not have, or text that is not valid Unicode; whole chunks
