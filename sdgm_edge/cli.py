@@ -5,15 +5,16 @@ a device without torch can run what a device runs. Results go to stdout, progres
 """
 
 import dataclasses
+import io
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from . import __version__, console
+from . import __version__, commands_device, console
 
 app = typer.Typer(
     name="sdgm-edge",
@@ -110,10 +111,10 @@ def train(
         folder = out or newest_run()
         settings = read_run_config(folder)
     else:
-        corpus_table = _given(
+        corpus_table = console.given(
             train=_absolute(texts), valid=_absolute(valid), tokenizer=tokenizer, vocab_size=vocab_size
         )
-        training_table = _given(epochs=epochs, max_steps=max_steps, seed=seed)
+        training_table = console.given(epochs=epochs, max_steps=max_steps, seed=seed)
         settings = load_config(config, preset, corpus=corpus_table, training=training_table)
         folder = out or new_folder(RUNS, settings)
     with console.text_progress() as progress:
@@ -239,127 +240,8 @@ def export(
     )
 
 
-@app.command()
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
-    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
-    """Check a bundle on this machine: hashes, sizes, versions, and the golden prompt."""
-    from sdgm_edge.runtime import verify as run_verify
-
-    report = run_verify(bundle, providers=provider)
-    if as_json:
-        console.print_json({**dataclasses.asdict(report), "ok": report.ok})
-    else:
-        console.print_table(
-            ("variant", "provider", "golden tokens", "same here", "max difference", "allowed", "agrees"),
-            [
-                (v.variant, v.provider, v.num_tokens, v.num_same, v.max_difference, v.tolerance, v.ok)
-                for v in report.variants
-            ],
-            title=f"{bundle}: {report.num_files} files, {report.num_bytes / 1e6:.2f} MB, none damaged",
-        )
-    if not report.ok:
-        what = (
-            "the golden prompt gives other results"
-            if report.prompt_ok
-            else "the tokenizer gives other tokens"
-        )
-        print(f"{bundle}: {what} here: export it again, or compare versions", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-@app.command()
-def inspect(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
-    mixture: Annotated[
-        bool, typer.Option("--mixture", help="Tell what each component of the mixture stands for.")
-    ] = False,
-    texts: Annotated[
-        list[str] | None,
-        typer.Option("--text", help="Text to look at with --mixture. Default: some that the model makes up."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Show what is in a bundle."""
-    from sdgm_edge.runtime import UsageError, read_bundle
-
-    if mixture:
-        _inspect_mixture(bundle, texts, as_json)
-        return
-    if texts:
-        raise UsageError("--text is what --mixture looks at: add --mixture")
-    found = read_bundle(bundle)
-    manifest, config = found.manifest, found.config
-    record: dict[str, Any] = {
-        "name": manifest.name,
-        "model_id": manifest.model_id,
-        "default": manifest.default,
-        "vocab_size": config.vocab_size,
-        "state_bytes": 4 * config.state_size,
-        "mixing_size": config.mixing_size,
-        "mixture_components": found.mixture.num_components if found.mixture else 0,
-        "model": config.model,
-        "made_with": manifest.made_with,
-        "files": {name: size for name, (_, size) in manifest.files.items()},
-        "variants": {name: dataclasses.asdict(variant) for name, variant in manifest.variants.items()},
-    }
-    if as_json:
-        console.print_json(record)
-        return
-    for name in ("model", "made_with", "files"):
-        record |= {f"{name}.{key}": value for key, value in record.pop(name).items()}
-    for name, variant in record.pop("variants").items():
-        for gate in ("parity", "accuracy"):
-            record |= {f"{name}.{gate}.{key}": value for key, value in (variant[gate] or {}).items()}
-    console.print_record(record, title=str(bundle))
-
-
-def _inspect_mixture(bundle: Path, texts: list[str] | None, as_json: bool) -> None:
-    from sdgm_edge.runtime import BundleError, Generator
-
-    from .sources import read_text
-
-    generator = Generator.load(bundle)
-    if (components := generator.bundle.mixture) is None:
-        raise BundleError(f"{bundle}: expected a mixture, got a bundle without gmm.npz; train with a prior")
-    if texts:
-        text = read_text(texts, console.cache_folder())
-    else:
-        made_up = [
-            generator.generate(None, max_new_tokens=512, temperature=1.0, top_p=1.0, seed=seed)
-            for seed in range(8)
-        ]
-        text = "".join(generation.text for generation in made_up)
-    ids, mixing_TM = generator.mixing(text)
-    record: list[dict[str, Any]] = [
-        {
-            "component": c.component,
-            "weight": c.weight,
-            "share": c.share,
-            "spread": c.spread,
-            "tokens": [{"token": i, "text": generator.decode([i]), "lift": lift} for i, lift in c.tokens],
-        }
-        for c in components.report(mixing_TM, ids)
-    ]
-    if as_json:
-        console.print_json({"num_tokens": len(ids), "components": record})
-        return
-    console.print_table(
-        ("component", "weight", "share", "spread", "typical tokens (times more frequent than elsewhere)"),
-        [
-            (
-                c["component"],
-                c["weight"],
-                c["share"],
-                c["spread"],
-                "  ".join(f"{t['text']!r} ×{t['lift']:.1f}" for t in c["tokens"]),
-            )
-            for c in record
-        ],
-        title=f"{bundle}: on {len(ids):,} tokens {'of this text' if texts else 'that the model made up'}",
-    )
+for command in (commands_device.generate, commands_device.verify, commands_device.inspect):
+    app.command()(command)
 
 
 def _share(text: str) -> float:
@@ -373,11 +255,6 @@ def _share(text: str) -> float:
         raise UsageError(f"expected a share such as 1% or 0.01, got {text!r}; write it so") from None
 
 
-def _given(**options: object) -> dict[str, object]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _absolute(sources: list[str] | None) -> list[str] | None:
     """Sources that mean the same from any folder, for a run that is resumed elsewhere."""
     if sources is None:
@@ -388,6 +265,8 @@ def _absolute(sources: list[str] | None) -> list[str] | None:
 def main() -> None:
     """Run the command line and exit: 0 fine, 1 failed, 2 misuse, 130 interrupted."""
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # of a character that the terminal cannot show
         try:
             app(prog_name="sdgm-edge")
         finally:

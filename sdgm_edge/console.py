@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,6 +22,11 @@ _PLAIN_WIDTH = 200  # where stdout is no terminal, tables are not folded
 def print_json(result: object) -> None:
     """A result for a machine: one JSON document on stdout."""
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_json_line(result: object) -> None:
+    """One result of several for a machine: a JSON document in one line."""
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def print_table(
@@ -56,6 +61,11 @@ def format_value(value: object) -> str:
         case None:
             return "–"
     return str(value)
+
+
+def given(**options: object) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def cache_folder() -> Path:
