@@ -121,8 +121,8 @@ class Session:
         """Read a text, or ids, in constant memory; returns the number of tokens.
 
         Raises:
-            ParameterError: an id that the model does not have, or text that is not valid Unicode; whole chunks
-                that stand before it are fed.
+            ParameterError: an id that the model does not have, or text that is not valid Unicode; what lies
+                whole chunks before it is fed.
         """
         before = self._position
         if isinstance(text, bytes | bytearray) or not isinstance(text, Iterable):

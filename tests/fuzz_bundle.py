@@ -30,7 +30,7 @@ ODD: list[Any] = [
     None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, "", "../x", "/etc/passwd", "a" * 300, "\0", [], {},
     [[]], {"a": 1}, [1, "x"], 0.5, "model.onnx", "fp32", "é", "\ud800",
 ]  # fmt: skip
-PARSED = ("manifest.json", "config.json", "tokenizer.json", "generation_config.json", "gmm.npz")
+PARSED = ("manifest.json", "config.json", "tokenizer.json", "generation_config.json", "gmm.npz", "model.onnx")
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
