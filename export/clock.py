@@ -15,7 +15,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .builder import ints
+from .builder import floats, ints
 from .layers import Trace, activate, taps, with_tail
 
 
@@ -34,12 +34,11 @@ def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
 def synthesize(t: Trace, layer: int, mixing: ir.Value, clock: ir.Value) -> ir.Value:
     """Return x̂ (B, T, D) = Σ_k c_k A_k sin(2π F_k t/L + Φ_k) at the clock times (B, T)."""
     g, weights = t.g, f"blocks.{layer}.atoms"
-    amplitude, frequency, phase = (
-        t.weights[f"{weights}.{name}"] for name in ("amplitude", "frequency", "phase")
-    )
-    speed = (2 * math.pi / t.config.window * frequency.astype(np.float64)).astype(np.float32)
-    with g.at("synthesis"):
-        angle = g.op("Add", g.op("Mul", g.op("Unsqueeze", clock, ints(2, 3)), speed), phase)  # (B, T, K, D)
+    amplitude, phase = t.weight(f"{weights}.amplitude"), t.weight(f"{weights}.phase")
+    with g.at("synthesis"):  # in the order of the model's own step: large angles are rounded alike
+        speed = np.float32(2 * math.pi) * t.weights[f"{weights}.frequency"]
+        time = g.op("Unsqueeze", g.op("Div", clock, floats(t.config.window)), ints(2, 3))
+        angle = g.op("Add", g.op("Mul", time, speed), phase)  # (B, T, K, D)
         atoms = g.op("Mul", g.op("Sin", angle), amplitude)
         return g.op("Squeeze", g.op("MatMul", g.op("Unsqueeze", mixing, ints(2)), atoms), ints(2))
 

@@ -33,7 +33,7 @@ def logits(t: Trace, embedding: Matrix, hidden: ir.Value) -> ir.Value:
             both = g.op("Concat", asked, context, axis=-1)
         with g.at("gate"):
             gate = g.op("MatMul", both, t.weights["pointer.gate.weight"].T)
-            gate = g.op("Add", gate, t.weights["pointer.gate.bias"])
+            gate = g.op("Add", gate, t.weight("pointer.gate.bias"))
             log_copy = g.op("Neg", g.op("Softplus", gate))  # log (1 − sigmoid)
             log_say = g.op("Add", gate, log_copy)
         with g.at("merge"):

@@ -42,10 +42,18 @@ class Trace:
     state: dict[str, ir.Value] = field(default_factory=dict)
     """Pieces of the state by name; each part of the graph puts the next one in the place of what it read."""
 
+    def weight(self, name: str) -> ir.Value:
+        """Add a weight of the model in float32."""
+        return self.g.constant(self.weights[name], _path(name))
+
     def matrix(self, weight: str, *, rows: bool = False) -> Matrix:
         """Add a matrix of the model in the precision planned for it."""
-        name = weight.removesuffix(".weight").replace("blocks.", "layers.", 1)
+        name = _path(weight).removesuffix(".weight")
         return Matrix(self.g, name, self.weights[weight], self.plan[weight], rows=rows)
+
+
+def _path(name: str) -> str:
+    return name.replace("blocks.", "layers.", 1)
 
 
 def silu(g: Builder, x: ir.Value) -> ir.Value:
@@ -66,7 +74,7 @@ def activate(g: Builder, name: str, x: ir.Value) -> ir.Value:
 
 def norm(t: Trace, name: str, x: ir.Value) -> ir.Value:
     """Divide by the root of the mean square."""
-    return t.g.op("RMSNormalization", x, t.weights[f"{name}.weight"], axis=-1, epsilon=NORM_EPSILON)
+    return t.g.op("RMSNormalization", x, t.weight(f"{name}.weight"), axis=-1, epsilon=NORM_EPSILON)
 
 
 def with_tail(t: Trace, x: ir.Value, piece: str) -> ir.Value:
@@ -96,7 +104,7 @@ def depthwise(t: Trace, name: str, x: ir.Value, piece: str) -> ir.Value:
     total: ir.Value | None = None
     for weight_D, tap in zip(weight_WD, taps(t, x, with_tail(t, x, piece)), strict=True):
         product = g.op("Mul", tap, weight_D)
-        total = g.op("Add", product, t.weights[f"{name}.bias"] if total is None else total)
+        total = g.op("Add", product, t.weight(f"{name}.bias") if total is None else total)
     assert total is not None
     return total
 

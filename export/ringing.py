@@ -24,7 +24,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .builder import CONTRIB, Array, Builder, floats, ints
+from .builder import CONTRIB, Builder, floats, ints
 from .layers import Trace, activate, depthwise, silu
 
 DECAY_FLOOR = math.exp(-5)
@@ -46,16 +46,16 @@ def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
         b = g.op("Mul", g.op("Sub", floats(1), f), v)
     with g.at("ring"):
         piece = f"layers.{layer}.atoms"
-        z = _ring(t, t.weights[f"{weights}.omega"], f, b, t.state[piece])
+        z = _ring(t, t.weight(f"{weights}.omega"), f, b, t.state[piece])
         t.state[piece] = g.op("Gather", z, np.int64(-1), axis=1)
     with g.at("listen"):
         gate = silu(g, gate)
         return g.op("Mul", g.op("Concat", gate, gate, axis=-1), z)
 
 
-def _ring(t: Trace, omega: Array, f: ir.Value, b: ir.Value, z: ir.Value) -> ir.Value:
+def _ring(t: Trace, omega: ir.Value, f: ir.Value, b: ir.Value, z: ir.Value) -> ir.Value:
     """z_t = f_t e^{iω} z_{t−1} + b_t for all steps, (B, T, 2K)."""
-    g, K = t.g, len(omega)
+    g, K = t.g, t.config.num_atoms
     with g.at("turn"):
         omega_double = g.op("Cast", omega, to=ir.DataType.DOUBLE)
         angle = g.op("Mul", np.arange(1.0, t.chunk + 1)[:, None], omega_double)

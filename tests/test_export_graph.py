@@ -1,0 +1,245 @@
+import functools
+import math
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import trained
+
+from sdgm_edge.export.gates import check_parity, compare, run_graph, run_torch
+from sdgm_edge.export.graph import matrix_names, weights_of
+from sdgm_edge.export.variants import CHUNK, VARIANTS, build, model_as_held
+from sdgm_edge.runtime import BundleConfig, Engine, ParityError
+
+FEW = 96
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+def engine_of(model, plan):
+    config = model.config
+    sizes = BundleConfig(
+        vocab_size=config.vocab_size, state_size=config.state_size, mixing_size=config.mixing_size,
+        chunk=CHUNK[config.layer], model={},
+    )  # fmt: skip
+    return Engine(build(config, weights_of(model), plan), sizes, "graph", providers="cpu")
+
+
+@functools.cache
+def engine(name="ringing", bits=32):
+    model = trained.model(name)
+    return engine_of(model, VARIANTS[bits].plan(weights_of(model)))
+
+
+def some_ids(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, trained.VOCAB, shape)
+
+
+def step(engine, ids_BT, state=None, **feeds):
+    state = np.zeros((len(ids_BT), engine.config.state_size), np.float32) if state is None else state
+    return engine.opened.session.run(None, {"ids": ids_BT, "state": state, **feeds})
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_float32_computes_what_torch_computes_over_512_steps(name):
+    figures = check_parity(VARIANTS[32], trained.model(name), engine(name))
+    assert figures.steps == 512
+    assert max(figures.logits, figures.state, figures.mixing) <= 1e-4
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_variants_compute_what_torch_computes_with_the_same_rounded_weights(name, bits):
+    model = trained.model(name)
+    held = model_as_held(model, VARIANTS[bits].plan(weights_of(model)))
+    check_parity(VARIANTS[bits], held, engine(name, bits), FEW)
+
+
+@pytest.mark.parametrize("name", ["ringing with pointer", "clock with pointer", "ringing"])
+def test_parity_fails_on_any_perturbed_weight(name):
+    model = trained.model(name)
+    plan = VARIANTS[32].plan(weights_of(model))
+    perturbed = model_as_held(model, plan)
+    unnoticed = []
+    for weight, parameter in perturbed.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.mul_(1.05).add_(0.01)
+        try:
+            check_parity(VARIANTS[32], perturbed, engine(name), steps=24)
+            unnoticed.append(weight)
+        except ParityError:
+            pass
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert unnoticed == []
+    check_parity(VARIANTS[32], perturbed, engine(name), steps=24)
+
+
+def test_parity_tells_all_that_differs():
+    with pytest.raises(ParityError) as raised:
+        check_parity(VARIANTS[32], trained.model(seed=1), engine(), FEW)
+    for part in (
+        "logits of seed 0",
+        "logits of seed 2",
+        "mixing of seed 1",
+        "state.layers.1.atoms of seed 0",
+    ):
+        assert part in str(raised.value)
+
+
+def test_compare_takes_no_nan_for_equal():
+    config = trained.model().config
+    ids = some_ids((1, 3))
+    expected = run_torch(trained.model(), ids)
+    got = {part: values.copy() for part, values in expected.items()}
+    assert max(compare(config, expected, got, True).values()) == 0
+    got["mixing"][0, 1, 2] = np.nan
+    assert compare(config, expected, got, True)["mixing"] == math.inf
+    with pytest.raises(ValueError, match="logits: expected shape"):
+        compare(config, expected, {**got, "logits": got["logits"][:, 1:]}, True)
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_a_prompt_may_be_cut_anywhere(name):
+    ids = some_ids((1, 33))
+    longest = engine(name).chunk
+    whole = run_graph(engine(name), ids, [longest] * (33 // longest) + [33 % longest])
+    for cuts in ([1] * 33, [1, 2, 3, 5, 7, 11, 1, 2, 1], [16, 16, 1]):
+        pieces = run_graph(engine(name), ids, cuts)
+        for part, values in whole.items():
+            np.testing.assert_allclose(pieces[part], values, **CLOSE)
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+@pytest.mark.parametrize("bits", [4, 32])
+def test_rows_of_a_batch_do_not_see_each_other(name, bits):
+    ids = some_ids((3, 9))
+    _, state, _ = step(engine(name, bits), some_ids((3, 5), seed=1))
+    together = step(engine(name, bits), ids, state)
+    for row in range(3):
+        alone = step(engine(name, bits), ids[row : row + 1], state[row : row + 1])
+        for whole, single in zip(together, alone, strict=True):
+            np.testing.assert_allclose(whole[row : row + 1], single, **CLOSE)
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_start_leaves_out_the_first_logits(name):
+    ids = some_ids((2, 9))
+    logits, state, mixing = step(engine(name), ids)
+    for start in (0, 3, 8):
+        fewer, same_state, same_mixing = step(engine(name), ids, start=np.array(start))
+        np.testing.assert_allclose(fewer, logits[:, start:], **CLOSE)
+        np.testing.assert_array_equal(same_state, state)
+        np.testing.assert_array_equal(same_mixing, mixing)
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_blending_with_the_models_own_mixing_vector_changes_nothing(name):
+    ids = some_ids((2, 1))
+    _, state, _ = step(engine(name), some_ids((2, 6), seed=1))
+    logits, after, mixing = step(engine(name), ids, state)
+    for eta in (0.0, 0.4, 1.0):
+        blended = step(engine(name), ids, state, blend=np.array(eta, np.float32), drawn=mixing)
+        for plain, same in zip((logits, after, mixing), blended, strict=True):
+            np.testing.assert_allclose(same, plain, **CLOSE)
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_blending_moves_the_logits_and_tells_the_unblended_vector(name):
+    ids = some_ids((2, 4))
+    logits, _, mixing = step(engine(name), ids)
+    drawn = np.ones((1, 1, mixing.shape[2]), np.float32)
+    moved, _, same = step(engine(name), ids, blend=np.array(0.5, np.float32), drawn=drawn)
+    assert np.abs(moved - logits).max() > 1e-2
+    np.testing.assert_array_equal(same, mixing)
+
+
+def test_blending_is_the_weighted_mean_before_synthesis():
+    model, ids = trained.model(), some_ids((2, 4))
+    drawn = np.random.default_rng(0).normal(size=(2, 1, model.config.mixing_size)).astype(np.float32)
+    z_1BM = torch.from_numpy(drawn).transpose(0, 1)
+    hook = model.blocks[-1].atoms.synthesis.register_forward_pre_hook(
+        lambda module, inputs: (0.3 * inputs[0] + 0.7 * z_1BM,)
+    )
+    expected = run_torch(model, ids)["logits"]
+    hook.remove()
+    logits, _, _ = step(engine(), ids, blend=np.array(0.7, np.float32), drawn=drawn)
+    np.testing.assert_allclose(logits, expected, **CLOSE)
+
+
+def test_logits_with_a_pointer_are_log_probabilities():
+    for name in ("ringing with pointer", "clock with pointer"):
+        logits, _, _ = step(engine(name), some_ids((2, 16)))
+        np.testing.assert_allclose(np.exp(logits).sum(-1), 1, rtol=1e-5)
+
+
+def test_one_repeated_token_is_copied_once():
+    """Places of one word must share what they write, however many there are."""
+    ids = np.full((1, 16), 7)
+    expected = run_torch(trained.model("ringing with pointer"), ids)
+    got = run_graph(engine("ringing with pointer"), ids, [16])
+    np.testing.assert_allclose(got["logits"], expected["logits"], **CLOSE)
+
+
+@pytest.mark.parametrize("bits", VARIANTS)
+def test_nodes_bear_paths_and_the_embedding_is_there_once(bits):
+    model = trained.model("ringing with pointer")
+    weights = weights_of(model)
+    graph = onnx.load_from_string(build(model.config, weights, VARIANTS[bits].plan(weights))).graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("/") for name in names)
+    assert any(name.startswith("/layers.0/atoms/synthesis/") for name in names)
+    large = [i.name for i in graph.initializer if i.dims and i.dims[0] == trained.VOCAB and len(i.dims) > 1]
+    assert [name for name in large if "scales" not in name] == [
+        "embedding.weight" + ("" if bits in (16, 32) else f"_q{bits}")
+    ]
+
+
+@pytest.mark.parametrize("name", ["ringing", "clock"])
+@pytest.mark.parametrize("bits", VARIANTS)
+def test_only_matrices_leave_float32(name, bits):
+    model = trained.model(name)
+    weights = weights_of(model)
+    plan = VARIANTS[bits].plan(weights)
+    assert sorted(plan) == sorted(matrix_names(weights))
+    assert all(weights[matrix].ndim == 2 for matrix in plan)
+    graph = onnx.load_from_string(build(model.config, weights, plan)).graph
+    held = {i.name: i.data_type for i in graph.initializer}
+    for part in ["omega"] if name == "ringing" else ["amplitude", "phase"]:
+        assert held[f"layers.0.atoms.{part}"] == onnx.TensorProto.FLOAT
+    if bits in (4, 8):
+        assert not any(n.endswith("strike.weight") or n.endswith("encoder.weight") for n in held)
+
+
+def test_the_same_model_gives_the_same_bytes():
+    weights = weights_of(trained.model())
+    plan = VARIANTS[4].plan(weights)
+    config = trained.model().config
+    assert build(config, weights, plan) == build(config, weights, plan)
+
+
+def test_a_step_computes_no_sine(tmp_path):
+    """Everything constant is folded when the graph is loaded, inside the branches too."""
+    import onnxruntime as ort
+
+    model = trained.model()
+    weights = weights_of(model)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(
+        build(model.config, weights, VARIANTS[32].plan(weights)), options, providers=["CPUExecutionProvider"]
+    )
+
+    def operators(graph):
+        for node in graph.node:
+            yield node.op_type
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    yield from operators(attribute.g)
+
+    found = set(operators(onnx.load(tmp_path / "optimized.onnx").graph))
+    assert not found & {"Sin", "Cos"}
+    assert "RotaryEmbedding" in found

@@ -1,0 +1,123 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdgm_edge.export.builder import Builder
+from sdgm_edge.export.matrices import (
+    BITS,
+    Matrix,
+    as_held,
+    block_size,
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_columns,
+)
+
+PRECISIONS = ("fp32", "fp16", "int8", "q8", "q4")
+
+
+def weight(rows, columns, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+
+
+def session(build, *inputs):
+    """A session of the graph whose inputs are named x0, x1, …, and whose output is `build` of them."""
+    import onnxruntime as ort
+
+    g = Builder()
+    values = [g.input(f"x{i}", dtype, shape) for i, (dtype, shape) in enumerate(inputs)]
+    out = build(g, *values)
+    g.output("y", out, ir.DataType.FLOAT, ("batch", "time", "width"))
+    data = ir.to_proto(ir.Model(g.graph("test"), ir_version=11)).SerializeToString()
+    return ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+
+def test_columns_are_rounded_to_half_a_step():
+    codes, scales = quantize_columns(weight(32, 7))
+    assert codes.dtype == np.int8
+    assert np.abs(codes).max() == 127
+    assert (np.abs(codes * scales - weight(32, 7)) <= scales / 2 + 1e-6).all()
+
+
+def test_zeros_stay_zeros():
+    for precision in PRECISIONS:
+        np.testing.assert_array_equal(as_held(np.zeros((3, 20), np.float32), precision), np.zeros((3, 20)))
+
+
+@pytest.mark.parametrize("precision", BITS)
+@pytest.mark.parametrize("columns", [1, 16, 20, 64, 130])
+def test_blocks_hold_a_matrix_of_any_width(precision, columns):
+    blocks = quantize_blocks(weight(5, columns), precision)
+    size = block_size(columns, precision)
+    assert blocks.packed.shape == (5, -(-columns // size), size * BITS[precision] // 8)
+    held = dequantize_blocks(blocks, columns)
+    step = np.abs(weight(5, columns)).max() / 2 ** (BITS[precision] - 1)
+    assert np.abs(held - weight(5, columns)).max() <= 2 * step
+
+
+@given(st.integers(1, 300))
+def test_block_sizes_are_powers_of_two_from_16(columns):
+    for precision, largest in (("q8", 128), ("q4", 32)):
+        size = block_size(columns, precision)
+        assert 16 <= size <= largest
+        assert size & (size - 1) == 0
+        assert size >= min(columns, largest)
+
+
+def test_searched_scales_lose_less_than_full_range():
+    matrix = weight(64, 128)
+    blocks = matrix.reshape(64, -1, 32)
+    scale = np.abs(blocks).max(-1, keepdims=True) / 7
+    plain = np.clip(np.rint(blocks / scale), -8, 7) * scale
+    searched = as_held(matrix, "q4").reshape(blocks.shape)
+    assert np.square(searched - blocks).sum() < 0.85 * np.square(plain - blocks).sum()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("columns", [20, 128])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_product_is_that_with_the_matrix_as_held(precision, columns, biased):
+    matrix, bias = weight(48, columns), weight(1, 48, seed=1)[0] if biased else None
+    made = session(
+        lambda g, x: Matrix(g, "m", matrix, precision).product(x, bias),
+        (ir.DataType.FLOAT, ("batch", "time", columns)),
+    )
+    x = weight(6, columns, seed=2).reshape(2, 3, columns)
+    expected = x @ as_held(matrix, precision).T + (0 if bias is None else bias)
+    got = made.run(None, {"x0": x})[0]
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    assert error < {"fp32": 1e-6, "fp16": 2e-3}.get(precision, 2e-2)
+
+
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "int8"])
+@pytest.mark.parametrize("columns", [20, 128])
+def test_rows_are_those_of_the_matrix_as_held(precision, columns):
+    matrix = weight(9, columns)
+    made = session(
+        lambda g, ids: Matrix(g, "m", matrix, precision, rows=True).rows(ids),
+        (ir.DataType.INT64, ("batch", "time")),
+    )
+    ids = np.array([[0, 8, 3], [8, 1, 1]])
+    np.testing.assert_allclose(made.run(None, {"x0": ids})[0], as_held(matrix, precision)[ids], rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "int8"])
+def test_rows_and_product_share_one_matrix(precision):
+    matrix = weight(40, 32)
+
+    def both(g, ids):
+        shared = Matrix(g, "m", matrix, precision, rows=True)
+        return shared.product(shared.rows(ids))
+
+    held = as_held(matrix, precision)
+    ids = np.array([[3, 39]])
+    got = session(both, (ir.DataType.INT64, ("batch", "time"))).run(None, {"x0": ids})[0]
+    expected = held[ids] @ held.T
+    assert np.abs(got - expected).max() < 2e-2 * np.abs(expected).max()
+
+
+def test_columns_cannot_be_looked_up_by_rows():
+    with pytest.raises(ValueError, match="m is looked up by rows: give it precision q8 instead of int8"):
+        Matrix(Builder(), "m", weight(4, 16), "int8", rows=True)

@@ -1,0 +1,63 @@
+"""Tiny models with random weights in every part, and a run that never was on disk: what the exporter is tested on."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+
+from sdgm_edge.models import SDGM, ModelConfig
+from sdgm_edge.run import Run
+
+VOCAB = tiny.VOCAB
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "ringing": {"num_layers": 2, "width": 24, "num_atoms": 10, "glu_width": 20},
+    "ringing with pointer": {"num_layers": 1, "width": 16, "num_atoms": 5, "copy_window": 7, "copy_width": 6},
+    "ringing, one tap": {"num_layers": 1, "width": 17, "num_atoms": 3, "conv_width": 1, "activation": "gelu"},
+    "ringing, bare": {"num_layers": 1, "width": 16, "num_atoms": 4, "residual": False, "activation": "identity"},
+    "clock": {"layer": "clock", "width": 16, "num_atoms": 6, "window": 11, "residual": False, "activation": "tanh"},
+    "clock with pointer": {
+        "layer": "clock", "num_layers": 2, "width": 12, "num_atoms": 6, "window": 37, "glu_width": 8,
+        "copy_window": 20, "copy_width": 4, "activation": "softmax",
+    },
+}  # fmt: skip
+
+
+@functools.cache
+def model(name: str = "ringing", seed: int = 0) -> SDGM:
+    """A model whose every weight matters: biases and gains that begin as constants are random too."""
+    torch.manual_seed(seed)
+    made = SDGM(ModelConfig(vocab_size=VOCAB, **CONFIGS[name]))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.mul_(2)
+    return made.eval()
+
+
+def run(name: str = "ringing", *, prior: bool = True) -> Run:
+    """A run of that model; its text is the tiny tokenizer's."""
+    made = model(name)
+    size = made.config.mixing_size
+    mixture = {
+        "weights": np.full(2, 0.5, np.float32),
+        "means": np.zeros((2, size), np.float32),
+        "variances": np.ones((2, size), np.float32),
+    }
+    return Run(
+        Path("runs/tale"), made.config, made, tokenizer_path(), mixture if prior else None, tiny.TEXT * 3
+    )
+
+
+@functools.cache
+def tokenizer_path() -> Path:
+    import tempfile
+
+    path = Path(tempfile.mkdtemp()) / "tokenizer.json"
+    path.write_bytes(tiny.tokenizer_json())
+    return path
