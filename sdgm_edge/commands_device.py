@@ -92,8 +92,6 @@ def generate(
     """
     from sdgm_edge.runtime import Generator, UsageError
 
-    if prompt is not None and file is not None:
-        raise UsageError("--prompt and --file both give a prompt: leave one out")
     if state is not None and candidates != 1:
         raise UsageError("--state goes on with one text, and --candidates asks for several: leave one out")
     if logprobs is not None and not as_json:
@@ -113,15 +111,13 @@ def generate(
         prior_mode=prior_mode,
         steer=None if steer is None else _steering(steer),
     )
-    text = _prompt(file) if prompt is None else prompt
+    text = _prompt(prompt, file)
     generator = Generator.load(
         model or newest_bundle(), variant=variant, providers=_providers(providers), threads=threads
     )
-    if seed is None:
-        seed = generator.bundle.generation.sampling.seed
-    params["seed"] = seed = (
-        secrets.randbits(32) if seed is None else seed
-    )  # told, so that it can be had again
+    default = generator.bundle.generation.sampling.seed
+    seed = next(s for s in (seed, default, secrets.randbits(32)) if s is not None)
+    params["seed"] = seed  # one that is told, so that the text can be had again
     log.info("seed %d", seed)
     with _interruptible() as cancel:
         if candidates != 1:
@@ -200,7 +196,7 @@ def newest_bundle(root: Path = BUNDLES) -> Path:
         (path.stat().st_mtime_ns, str(path), path if path.suffix == ".sdgm" else path.parent)
         for pattern in ("*.sdgm", "*/*.sdgm", "*/manifest.json", "*/*/manifest.json")
         for path in root.glob(pattern)
-        if not any(part.startswith(".") for part in path.parts)  # being written
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)  # being written
     ]
     if not found:
         raise BundleError(
@@ -209,10 +205,16 @@ def newest_bundle(root: Path = BUNDLES) -> Path:
     return max(found)[-1]
 
 
-def _prompt(file: Path | None) -> str | None:
-    """The prompt that a file or stdin holds; None where nobody gave any."""
-    from sdgm_edge.runtime import CorpusError
+def _prompt(prompt: str | None, file: Path | None) -> str | None:
+    """The prompt as given, or as a file or stdin holds it; None where nobody gave any."""
+    from sdgm_edge.runtime import CorpusError, UsageError
 
+    if prompt is not None:
+        if file is not None:
+            raise UsageError("--prompt and --file both give a prompt: leave one out")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # how Python holds stray bytes
+            raise UsageError("--prompt is not UTF-8: expected text, got other bytes; check its encoding")
+        return prompt
     name = "standard input" if file is None or str(file) == "-" else str(file)
     try:
         if name == str(file):
