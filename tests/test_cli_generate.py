@@ -251,7 +251,7 @@ def test_an_output_that_lacks_characters_escapes_them(home: Path) -> None:
 
 def test_what_it_cost_is_logged(home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sdgm_edge", "-v", "generate", "-p", "Once", "-n", "9"],
+        [sys.executable, "-m", "sdgm_edge", "-v", "generate", "-p", "Once", "-n", "9", "-s", "1"],
         cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0
