@@ -6,10 +6,10 @@ import onnx
 import pytest
 import torch
 import trained
-
 from sdgm_edge.export.gates import check_parity, compare, run_graph, run_torch
 from sdgm_edge.export.graph import matrix_names, weights_of
 from sdgm_edge.export.variants import CHUNK, VARIANTS, build, model_as_held
+
 from sdgm_edge.runtime import BundleConfig, Engine, ParityError
 
 FEW = 96
@@ -162,7 +162,7 @@ def test_blending_is_the_weighted_mean_before_synthesis():
     hook = model.blocks[-1].atoms.synthesis.register_forward_pre_hook(
         lambda module, inputs: (0.3 * inputs[0] + 0.7 * z_1BM,)
     )
-    expected = run_torch(model, ids)["logits"]
+    expected = run_torch(model, ids, exact=False)["logits"]
     hook.remove()
     logits, _, _ = step(engine(), ids, blend=np.array(0.7, np.float32), drawn=drawn)
     np.testing.assert_allclose(logits, expected, **CLOSE)

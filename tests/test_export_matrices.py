@@ -3,7 +3,6 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sdgm_edge.export.builder import Builder
 from sdgm_edge.export.matrices import (
     BITS,

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import trained
-
 from sdgm_edge.export.gates import Accuracy
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.search import Found, mixed_precision, sensitivity

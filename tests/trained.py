@@ -1,4 +1,4 @@
-"""Tiny models with random weights in every part, and a run that never was on disk: what the exporter is tested on."""
+"""What the exporter is tested on: tiny models with random weights in every part, and a run of one."""
 
 import functools
 from pathlib import Path
@@ -15,10 +15,12 @@ VOCAB = tiny.VOCAB
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "ringing": {"num_layers": 2, "width": 24, "num_atoms": 10, "glu_width": 20},
-    "ringing with pointer": {"num_layers": 1, "width": 16, "num_atoms": 5, "copy_window": 7, "copy_width": 6},
-    "ringing, one tap": {"num_layers": 1, "width": 17, "num_atoms": 3, "conv_width": 1, "activation": "gelu"},
-    "ringing, bare": {"num_layers": 1, "width": 16, "num_atoms": 4, "residual": False, "activation": "identity"},
-    "clock": {"layer": "clock", "width": 16, "num_atoms": 6, "window": 11, "residual": False, "activation": "tanh"},
+    "ringing with pointer": {"width": 16, "num_atoms": 5, "copy_window": 7, "copy_width": 6},
+    "ringing, one tap": {"width": 17, "num_atoms": 3, "conv_width": 1, "activation": "gelu"},
+    "ringing, bare": {"width": 16, "num_atoms": 4, "residual": False, "activation": "identity"},
+    "clock": {
+        "layer": "clock", "width": 16, "num_atoms": 6, "window": 11, "residual": False, "activation": "tanh",
+    },
     "clock with pointer": {
         "layer": "clock", "num_layers": 2, "width": 12, "num_atoms": 6, "window": 37, "glu_width": 8,
         "copy_window": 20, "copy_width": 4, "activation": "softmax",

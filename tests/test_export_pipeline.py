@@ -1,0 +1,263 @@
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import trained
+from sdgm_edge.export.variants import VARIANTS
+
+from sdgm_edge.evaluation import score
+from sdgm_edge.export import export_run, pipeline
+from sdgm_edge.runtime import (
+    AccuracyError,
+    BundleError,
+    Generator,
+    ParityError,
+    RunError,
+    UsageError,
+    read_bundle,
+    verify,
+)
+from sdgm_edge.tokenization import Tokenizer, train_words
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def export(monkeypatch):
+    """Export a tiny run; what a run is made of can be changed."""
+
+    def call(out, bits=(32,), name="ringing", run=None, **options):
+        made = run or trained.run(name)
+        monkeypatch.setattr(pipeline, "load_run", lambda folder: made)
+        monkeypatch.setattr(pipeline, "SPEED_SECONDS", 0.001)
+        return export_run("runs/tale", out, bits, **options)
+
+    return call
+
+
+def contents(path):
+    bundle = read_bundle(path)
+    return {name: bundle.read(name) for name in bundle.manifest.files} | {
+        "manifest.json": bundle.source.read("manifest.json")
+    }
+
+
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_an_export_runs_verifies_and_scores_like_torch(export, tmp_path, name):
+    report = export(tmp_path / "b", (32, 16, 8, 4), name)
+    found = verify(tmp_path / "b", providers="cpu")
+    assert found.ok
+    assert {v.variant for v in found.variants} == {"fp32", "fp16", "int8", "q4"}
+    assert all(v.num_same == v.num_tokens == 16 for v in found.variants)
+    run = trained.run(name)
+    expected = score(run.model, Tokenizer.load(run.tokenizer_path), run.heldout)
+    got = Generator.load(tmp_path / "b", "fp32", providers="cpu").score(run.heldout)
+    assert got.nll == pytest.approx(expected.nll, rel=1e-5)
+    assert got.bits_per_byte == pytest.approx(report.reference.bits_per_byte, rel=1e-9)
+    int8 = Generator.load(tmp_path / "b", "int8", providers="cpu").score(run.heldout)
+    recorded = next(v for v in report.variants if v.name == "int8").accuracy
+    assert int8.nll / got.nll - 1 == pytest.approx(recorded.loss_increase, abs=1e-7)
+
+
+def test_only_what_is_asked_for_is_in_the_bundle(export, tmp_path):
+    report = export(tmp_path / "b", (8,))
+    bundle = read_bundle(tmp_path / "b")
+    assert [v.name for v in report.variants] == list(bundle.manifest.variants) == ["int8"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "README.md", "config.json", "generation_config.json", "gmm.npz", "manifest.json", "model_int8.onnx",
+        "tokenizer.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bits", "default"), [((32, 16, 8, 4), "int8"), ((32, 4), "q4"), ((16, 32), "fp32"), ((16,), "fp16")]
+)
+def test_the_default_is_the_best_for_a_device(export, tmp_path, bits, default):
+    assert export(tmp_path / "b", bits).default == default
+    assert read_bundle(tmp_path / "b").manifest.default == default
+
+
+def test_figures_stand_in_the_manifest_and_on_the_card(export, tmp_path):
+    report = export(tmp_path / "b", (8, 4))
+    variants = read_bundle(tmp_path / "b").manifest.variants
+    card = (tmp_path / "b" / "README.md").read_text("utf-8")
+    for v in report.variants:
+        assert variants[v.name].parity["steps"] == 512
+        assert variants[v.name].parity["tolerance"] == VARIANTS[{"int8": 8, "q4": 4}[v.name]].tolerance
+        assert variants[v.name].accuracy["sha256"] == hashlib.sha256((tiny.TEXT * 3).encode()).hexdigest()
+        assert f"| {v.name} | `{v.file}` |" in card
+        assert f"{v.accuracy.loss_increase:+.2%}" in card
+        assert v.decode_speed > 0
+        assert v.prompt_speed > 0
+    assert report.to_dict()["variants"]["q4"]["bytes"] == (tmp_path / "b" / "model_q4.onnx").stat().st_size
+
+
+def test_the_same_run_gives_the_same_bytes_in_a_folder_and_in_a_file(export, tmp_path):
+    folder = export(tmp_path / "one", (32, 16, 8, 4)).path
+    file = export(tmp_path / "other", (4, 8, 16, 32, 8), single_file=True).path
+    assert file == tmp_path / "other.sdgm"
+    assert contents(folder) == contents(file)
+
+
+def test_other_weights_are_another_model(export, tmp_path):
+    first = export(tmp_path / "b")
+    run = trained.run()
+    other = export(tmp_path / "b", run=replace(run, model=trained.model(seed=1)))
+    assert first.model_id != other.model_id
+
+
+def test_a_run_without_a_prior_gives_a_bundle_without_a_mixture(export, tmp_path):
+    export(tmp_path / "b", run=trained.run(prior=False))
+    assert read_bundle(tmp_path / "b").mixture is None
+
+
+def test_words_are_scored_without_bits_per_byte_where_one_is_unknown(export, tmp_path):
+    tokenizer = train_words([tiny.TEXT])
+    tokenizer.save(tmp_path / "tokenizer.json")
+    torch.manual_seed(0)
+    model = type(trained.model())(replace(trained.model().config, vocab_size=tokenizer.vocab_size)).eval()
+    run = replace(
+        trained.run(), config=model.config, model=model, tokenizer_path=tmp_path / "tokenizer.json",
+        heldout=tiny.TEXT + "zyzzyva",
+    )  # fmt: skip
+    report = export(tmp_path / "b", (8,), run=run)
+    assert report.reference.bits_per_byte is None
+    assert report.reference.word_perplexity > 1
+    bundle = read_bundle(tmp_path / "b")
+    assert bundle.generation.end_tokens == []
+    assert "| int8 | `model_int8.onnx` | 0.0" in (tmp_path / "b" / "README.md").read_text()
+    assert verify(tmp_path / "b", providers="cpu").ok
+
+
+def lossy(monkeypatch, **increase):
+    """Let variants lose what is said here, whatever they lose."""
+    accuracy = pipeline.accuracy
+    answers = iter(increase.values())
+
+    def measured(score, reference, limit):
+        return replace(accuracy(score, reference, limit), loss_increase=next(answers))
+
+    monkeypatch.setattr(pipeline, "accuracy", measured)
+
+
+def test_a_variant_that_loses_too_much_is_refused_and_nothing_is_left(export, tmp_path, monkeypatch):
+    lossy(monkeypatch, fp32=0.0, int8=0.02, fp16=0.03)
+    with pytest.raises(AccuracyError) as raised:
+        export(tmp_path / "b", (16, 8))
+    for part in ("int8: loses too much", "got 2.00%", "fp16: loses too much", "got 3.00%", "at most 1.00%"):
+        assert part in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_writes_it_all_the_same(export, tmp_path, monkeypatch):
+    lossy(monkeypatch, fp32=0.0, int8=0.02)
+    report = export(tmp_path / "b", (8,), force=True)
+    assert report.variants[0].accuracy.loss_increase == 0.02
+    assert read_bundle(tmp_path / "b").manifest.variants["int8"].accuracy["loss_increase"] == 0.02
+
+
+def test_a_larger_limit_lets_it_pass(export, tmp_path, monkeypatch):
+    lossy(monkeypatch, fp32=0.0, int8=0.02)
+    export(tmp_path / "b", (8,), max_loss_increase=0.02)
+
+
+def test_4_bits_are_mixed_with_8_before_they_are_refused(export, tmp_path, monkeypatch):
+    # float32, all in 4 bits, then 9, 4, 2 and 1 of 9 matrices in 8 bits
+    lossy(monkeypatch, fp32=0, q4=0.02, all=0, four=0, two=0.005, one=0.011)
+    told = []
+    report = export(tmp_path / "b", (4,), progress=told.append)
+    assert len(report.variants[0].at_8_bits) == 2
+    assert sum("matrices at 8 bits" in message for message in told) == 4
+    card = (tmp_path / "b" / "README.md").read_text("utf-8")
+    assert f"In q4, `{report.variants[0].at_8_bits[0]}`, " in card
+    assert verify(tmp_path / "b", providers="cpu").ok
+
+
+def test_a_failed_parity_gate_leaves_nothing(export, tmp_path, monkeypatch):
+    run = trained.run()
+    monkeypatch.setattr(pipeline, "weights_of", lambda model: weights_with_a_slip(run))
+    with pytest.raises(ParityError, match="fp32: the graph does not compute what the model computes"):
+        export(tmp_path / "b", (8,), run=run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def weights_with_a_slip(run):
+    weights = {name: value.numpy().copy() for name, value in run.model.state_dict().items()}
+    weights["blocks.0.atoms.omega"] += np.float32(1e-3)
+    return weights
+
+
+def test_a_bundle_that_is_there_is_replaced_only_by_a_whole_one(export, tmp_path, monkeypatch):
+    export(tmp_path / "b")
+    before = contents(tmp_path / "b")
+    lossy(monkeypatch, fp32=0.0, int8=0.5)
+    with pytest.raises(AccuracyError):
+        export(tmp_path / "b", (8,))
+    assert contents(tmp_path / "b") == before
+
+
+def test_a_folder_of_another_kind_is_left_alone(export, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="will not be replaced"):
+        export(tmp_path / "b")
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.txt"]
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import trained
+from sdgm_edge.export import export_run, pipeline
+pipeline.load_run = lambda folder: trained.run()
+export_run("runs/tale", {out!r}, (32, 8, 4), progress=lambda message: print(message, flush=True))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_killed_half_way_it_leaves_nothing(tmp_path):
+    program = KILLED.format(tests=str(TESTS), out=str(tmp_path / "b"))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("q4"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_run_the_newest_is_exported(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="no trained run under runs/"):
+        export_run()
+    monkeypatch.setattr(pipeline, "newest_run", lambda: Path("runs/newest"))
+    monkeypatch.setattr(pipeline, "load_run", lambda folder: trained.run())
+    report = export_run()
+    assert report.path == Path("bundles/newest")
+    assert report.name == "newest"
+    assert read_bundle("bundles/newest").manifest.default == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": (5,)}, "bits: expected one of 4, 8, 16, 32, got 5"),
+        ({"bits": ()}, "bits: expected at least one of 4, 8, 16, 32, got none"),
+        ({"max_loss_increase": -0.1}, "max_loss_increase: expected a share from 0, got -0.1"),
+        ({"max_loss_increase": float("nan")}, "max_loss_increase: expected a share from 0, got nan"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_any_work(options, message):
+    with pytest.raises(UsageError, match=message):
+        export_run("no/such/run", **options)
