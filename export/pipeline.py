@@ -123,6 +123,7 @@ def export_run(
     Raises:
         UsageError: `bits` or `max_loss_increase` make no sense.
         RunError: there is no such run.
+        ExportError: it is one of a baseline.
         ParityError: a graph does not compute what the model computes.
         AccuracyError: a variant loses too much.
         BundleError: the bundle cannot be written.
@@ -137,6 +138,11 @@ def export_run(
         )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
+    if run.config.layer not in CHUNK:
+        raise ExportError(
+            f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
+            "baselines are there to compare with, and are not exported"
+        )
     name = folder.resolve().name
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":

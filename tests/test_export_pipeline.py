@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sdgm_edge.export import export_run, pipeline
 from sdgm_edge.runtime import (
     AccuracyError,
     BundleError,
+    ExportError,
     Generator,
     ParityError,
     RunError,
@@ -234,6 +236,16 @@ def test_killed_half_way_it_leaves_nothing(tmp_path):
     process.wait()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_baseline_is_not_exported(export, tmp_path):
+    config = trained.model().config
+    baseline = SimpleNamespace(**{**config.to_dict(), "layer": "linformer"})
+    with pytest.raises(
+        ExportError, match="expected a model of ringing or clock atoms, got the layer 'linformer'"
+    ):
+        export(tmp_path / "b", run=replace(trained.run(), config=baseline))
     assert list(tmp_path.iterdir()) == []
 
 
