@@ -59,7 +59,8 @@ def _ring(t: Trace, omega: ir.Value, f: ir.Value, b: ir.Value, z: ir.Value) -> i
     with g.at("turn"):
         omega_double = g.op("Cast", omega, to=ir.DataType.DOUBLE)
         angle = g.op("Mul", np.arange(1.0, t.chunk + 1)[:, None], omega_double)
-        cos, sin = (g.op("Cast", g.op(name, angle), to=ir.DataType.FLOAT) for name in ("Cos", "Sin"))
+        quarter = g.op("Add", angle, np.array(math.pi / 2))  # older releases know no cosine of float64
+        cos, sin = (g.op("Cast", g.op("Sin", x), to=ir.DataType.FLOAT) for x in (quarter, angle))
         back = g.op("Neg", sin)
     f_2K = g.op("Concat", f, f, axis=-1)
     b_2K = g.op("Pad", b, ints(0, 0, 0, 0, 0, K))
