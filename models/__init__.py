@@ -1,7 +1,21 @@
-"""The Spectral Dictionary model and its parts, in PyTorch."""
+"""The Spectral Dictionary model, its baselines and their parts, in PyTorch."""
 
+from .baselines import MIXERS
 from .config import PRESETS, ModelConfig, preset
+from .factory import build_model
+from .language_model import Features, LanguageModel, Output
 from .pointer import copy_log_probs
-from .sdgm import SDGM, Features, Output
+from .sdgm import SDGM
 
-__all__ = ["PRESETS", "SDGM", "Features", "ModelConfig", "Output", "copy_log_probs", "preset"]
+__all__ = [
+    "MIXERS",
+    "PRESETS",
+    "SDGM",
+    "Features",
+    "LanguageModel",
+    "ModelConfig",
+    "Output",
+    "build_model",
+    "copy_log_probs",
+    "preset",
+]

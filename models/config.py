@@ -6,24 +6,27 @@ import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
-LAYERS = ("ringing", "clock")
+from .baselines import MIXERS
+
+SPECTRAL = ("ringing", "clock")
+LAYERS = (*SPECTRAL, *MIXERS)
 ACTIVATIONS = ("softmax", "tanh", "gelu", "silu", "identity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A Spectral Dictionary model. Letters in brackets are the paper's."""
+    """A Spectral Dictionary model, or a baseline. Letters in brackets are the paper's."""
 
     vocab_size: int
     """Number of tokens [V]."""
     layer: str = "ringing"
-    """Kind of spectral layer: `ringing` (streams, the product) or `clock` (the paper, literally)."""
+    """Kind of layer: `ringing` (streams, the product), `clock` (the paper, literally) or a baseline's."""
     num_layers: int = 1
-    """Number of spectral layers."""
+    """Number of layers."""
     width: int = 256
     """Width of an embedding [D]."""
     num_atoms: int = 256
-    """Atoms in each layer's dictionary [K]."""
+    """Atoms in each layer's dictionary [K]; the width of a baseline's recurrence or polynomial."""
     conv_width: int = 4
     """Tokens that the causal convolution of the mixing encoder sees, the current one included."""
     activation: str = "silu"
@@ -61,21 +64,35 @@ class ModelConfig:
                 f"model.residual = false is the paper's single layer, got num_layers = {self.num_layers}: "
                 "set num_layers = 1 or residual = true"
             )
+        if not self.spectral and (self.copy_window or not self.residual):
+            raise ValueError(
+                f"model.layer {self.layer!r} has a residual stream and no pointer, got residual = "
+                f"{self.residual}, copy_window = {self.copy_window}: set residual = true and copy_window = 0"
+            )
+
+    @property
+    def spectral(self) -> bool:
+        """Whether the layers are atoms of a dictionary: an SDGM, and no baseline."""
+        return self.layer in SPECTRAL
 
     @property
     def mixing_size(self) -> int:
-        """Numbers in one mixing vector: K, or 2K (real parts, then imaginary parts) where atoms ring."""
-        return 2 * self.num_atoms if self.layer == "ringing" else self.num_atoms
+        """Numbers in a mixing vector: K, 2K (real, then imaginary) where atoms ring, 0 without atoms."""
+        return {"ringing": 2 * self.num_atoms, "clock": self.num_atoms}.get(self.layer, 0)
 
     @property
     def state_layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Names and shapes of the pieces of a sequence's state, in their order."""
         pieces: list[tuple[str, tuple[int, ...]]] = []
         for i in range(self.num_layers):
+            if not self.spectral:
+                own = MIXERS[self.layer].layout(self)
+                pieces.extend((f"layers.{i}.{name}", shape) for name, shape in own)
+                continue
             pieces.append((f"layers.{i}.conv", (self.conv_width - 1, self.width)))
             if self.layer == "ringing":
                 pieces.append((f"layers.{i}.atoms", (2, self.num_atoms)))
-        if self.layer == "clock":
+        if self.layer == "clock" or (not self.spectral and MIXERS[self.layer].windowed):
             pieces.append(("clock", (1,)))
         if self.copy_window:
             pieces.append(("copy.last_key", (1, self.copy_width)))
