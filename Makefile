@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types wheel fuzz check clean
+.PHONY: help setup demo test lint types wheel fuzz bench check clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ wheel: $(READY)  ## Build dist/*.whl and try it in a clean environment elsewhere
 
 fuzz: $(READY)  ## Read damaged bundles at random: each must be refused by name
 	$(BIN)/python tests/fuzz_bundle.py
+
+bench: $(READY)  ## Measure on this machine what is promised; ONLY=speed,flat for some of it
+	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
 
 check: test lint types wheel  ## All that is checked before a change goes in
 

@@ -1,0 +1,426 @@
+"""What is promised of bundles and of the runtime, measured on this machine: one section for each promise.
+
+    python benchmarks/bench.py                      # everything, in a few minutes
+    python benchmarks/bench.py --only speed,flat    # some sections
+    python benchmarks/bench.py --run runs/mine      # the accuracy of your run, not of a small one made here
+    python benchmarks/bench.py --json               # for a machine
+
+All runs on one core and one thread. A figure is the median of several measurements; beside the time that
+passed stands the processor's time of this process, which says the same on a machine that does nothing else.
+Speed does not depend on what a model has learnt, so models have random weights, but for a bias that makes
+some words common and most rare, as they are in a language: what sampling costs depends on that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import psutil
+import torch
+from sdgm_edge.export.graph import weights_of
+from sdgm_edge.export.variants import CHUNK, VARIANTS, build
+
+from sdgm_edge.console import cache_folder, format_value, print_table
+from sdgm_edge.models import SDGM, preset
+from sdgm_edge.runtime import BundleConfig, Generator, Session, Stream, encode_json, write_bundle
+from sdgm_edge.shards import prepare_corpus
+
+EDGE = ("edge-nano", "edge-micro", "edge-small")
+PRESETS = ("paper", *EDGE)
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
+ZIPF = 1.3
+"""Falls off with the rank of a word as fast as gives its next one 3 to 4 nats, a perplexity of 20 to 50."""
+DEEP = 100_000
+BLOCK, BLOCKS = 64, 150
+TRAIN = ("--preset", "edge-nano", "--vocab-size", "2048", "--max-steps", "500")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report."""
+
+    section: str
+    name: str
+    measured: float
+    unit: str
+    promise: str = ""
+    kept: bool | None = None
+
+    @classmethod
+    def at_most(cls, section: str, name: str, measured: float, unit: str, limit: float) -> Figure:
+        """A figure that is promised not to exceed a limit."""
+        return cls(section, name, measured, unit, f"≤ {format_value(limit)}", measured <= limit)
+
+    @classmethod
+    def at_least(cls, section: str, name: str, measured: float, unit: str, limit: float) -> Figure:
+        """A figure that is promised to reach a limit."""
+        return cls(section, name, measured, unit, f"≥ {format_value(limit)}", measured >= limit)
+
+
+# Models
+
+
+class Bench:
+    """The models that sections share, each made when it is first asked for."""
+
+    def __init__(self, folder: Path, run: Path | None) -> None:
+        self.folder, self.run = folder, run
+        self._bundles: dict[str, Path] = {}
+        corpus = prepare_corpus(["pydoc"], vocab_size=4096, cache=cache_folder())
+        self.text = corpus.heldout_text
+        corpus.tokenizer.save(folder / "tokenizer.json")
+
+    def bundle(self, name: str) -> Path:
+        """An int8 bundle of a preset, with random weights."""
+        if name not in self._bundles:
+            self._bundles[name] = self._write(name)
+        return self._bundles[name]
+
+    def generator(self, name: str) -> Generator:
+        """That bundle, loaded."""
+        return Generator.load(self.bundle(name), providers="cpu", threads=1)
+
+    def _write(self, name: str) -> Path:
+        torch.manual_seed(0)
+        model = SDGM(preset(name)).eval()
+        weights, config, variant = weights_of(model), model.config, VARIANTS[8]
+        ranks = torch.randperm(config.vocab_size).numpy() + 1
+        weights["bias"] = np.float32(torch.randn(config.vocab_size).numpy() - ZIPF * np.log(ranks))
+        if "norm.weight" in weights:
+            weights["norm.weight"] /= 2  # random weights are surer than a language lets anyone be
+        sizes = BundleConfig(
+            vocab_size=config.vocab_size,
+            state_size=config.state_size,
+            mixing_size=config.mixing_size,
+            chunk=CHUNK[config.layer],
+            model=config.to_dict(),
+        )
+        files = {
+            "config.json": encode_json(asdict(sizes)),
+            "tokenizer.json": (self.folder / "tokenizer.json").read_bytes(),
+            "generation_config.json": encode_json({"begin_token": 0, "end_tokens": [], "sampling": SAMPLING}),
+            variant.file: build(config, weights, variant.plan(weights)),
+        }
+        return write_bundle(
+            self.folder / name,
+            files,
+            name=name,
+            default=variant.name,
+            variants={variant.name: {"file": variant.file, "parity": None, "accuracy": None}},
+            model_id="0" * 64,
+            golden={"prompt": "", "ids": [], "variants": {}},
+            made_with={},
+        )
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that something took: those that passed, and the processor's."""
+
+    wall: float
+    cpu: float
+
+
+def spent(work: Callable[[], object]) -> Spent:
+    """Measure one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def microseconds(calls: Iterable[Callable[[], object]]) -> float:
+    """The median time of calls."""
+    return 1e6 * median(spent(call).wall for call in calls)
+
+
+def drain(stream: Iterator[str]) -> None:
+    """Take all pieces, and drop them."""
+    for _ in stream:
+        pass
+
+
+def rss() -> float:
+    """Resident memory in MB."""
+    gc.collect()
+    process: Any = psutil.Process()  # type: ignore[no-untyped-call]
+    return float(process.memory_info().rss) / 1e6
+
+
+class Timed:
+    """An ONNX Runtime session that remembers how long its runs took."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self.runs = session, list[Spent]()
+
+    def run(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
+        """Run it."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        results: list[Any] = self._session.run(outputs, feeds)
+        self.runs.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
+        return results
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a generated token costs: medians over texts, in seconds."""
+
+    wall: float
+    cpu: float
+    own_wall: float
+    """The part that is spent outside `session.run`."""
+    own_cpu: float
+
+
+def decoding(generator: Generator, tokens: int = 256, texts: int = 9) -> Decoding:
+    """Measure `Generator.stream`, with sampling."""
+    engine = generator.engine
+    plain = engine._session
+    rounds = []
+    for seed in range(texts + 1):
+        engine._session = timed = Timed(plain)
+        took = spent(partial(drain, generator.stream("The", seed=seed, max_new_tokens=tokens)))
+        wall, cpu = sum(run.wall for run in timed.runs), sum(run.cpu for run in timed.runs)
+        rounds.append([s / tokens for s in (took.wall, took.cpu, took.wall - wall, took.cpu - cpu)])
+    engine._session = plain
+    return Decoding(*(median(column) for column in zip(*rounds[1:], strict=True)))
+
+
+def reading(generator: Generator, text: str, rounds: int = 7) -> float:
+    """Tokens a second of a prompt, from text to the logits after it: median."""
+
+    def read() -> int:
+        session = generator.session()
+        count = session.feed(text)
+        _ = session.logits
+        return count
+
+    count = read()
+    return count / median(spent(read).wall for _ in range(rounds))
+
+
+# Sections
+
+
+def accuracy(bench: Bench) -> Iterator[Figure]:
+    """What export loses: float32 against torch, int8 and 4 bits against float32."""
+    run, name = bench.run, str(bench.run)
+    if run is None:
+        run, name = bench.folder / "run", "edge-nano after 500 steps"
+        sdgm_edge("train", *TRAIN, "--out", str(run))
+    bits = [flag for b in (32, 8, 4) for flag in ("--bits", str(b))]
+    report = sdgm_edge(
+        "export", str(run), "--out", str(bench.folder / "exported"), *bits, "--force", "--json"
+    )
+    variants = json.loads(report)["variants"]
+    fp32, int8, q4 = (variants[variant]["accuracy"] for variant in ("fp32", "int8", "q4"))
+    parity = variants["fp32"]["parity"]["logits"]
+    yield Figure.at_most("accuracy", "float32 against torch, max |Δ logit| over 512 steps", parity, "", 1e-4)
+    what = f"{name}, word perplexity of {fp32['num_tokens']} held-out tokens"
+    yield Figure("accuracy", what, fp32["word_perplexity"], "")
+    more = 100 * int8["perplexity_increase"]
+    yield Figure.at_most("accuracy", "int8, word perplexity", more, "% more", 1)
+    yield Figure("accuracy", "int8, loss", 100 * int8["loss_increase"], "% more")
+    what = f"4 bits ({len(variants['q4']['at_8_bits'])} matrices in 8), loss"
+    yield Figure.at_most("accuracy", what, 100 * q4["loss_increase"], "% more", 1)
+
+
+def speed(bench: Bench) -> Iterator[Figure]:
+    """How fast edge-small generates, and what of it is the runtime's own."""
+    cost = decoding(bench.generator("edge-small"))
+    name = "edge-small int8 through Generator.stream, temperature 0.8, top_p 0.95"
+    yield Figure.at_least("speed", name, 1 / cost.wall, "tokens/s", 1500)
+    yield Figure("speed", "the same by processor time", 1 / cost.cpu, "tokens/s")
+    share = 100 * cost.own_wall / cost.wall
+    yield Figure.at_most("speed", "the runtime's own part (outside session.run)", share, "% of a token", 15)
+    yield Figure("speed", "the same by processor time", 100 * cost.own_cpu / cost.cpu, "% of a token")
+    yield Figure("speed", "that is", 1e6 * cost.own_cpu, "µs a token")
+
+
+def flat(bench: Bench) -> Iterator[Figure]:
+    """Whether a token costs the same after a long text, and what memory that leaves behind."""
+    generator = bench.generator("edge-small")
+
+    def generate(session: Session, tokens: int, seed: int) -> Stream:
+        stream = generator.stream(None, session=session, seed=seed, max_new_tokens=tokens)
+        drain(stream)
+        return stream
+
+    near, far = generator.session(), generator.session()
+    generate(near, 16, 0)
+    generate(far, 2000, 0)  # fills what a session keeps: its history, and its last tokens
+    before = rss()
+    stream = generate(far, DEEP, 1)
+    with_stream = rss() - before
+    del stream
+    alone = rss() - before
+    blocks: dict[str, list[Spent]] = {"near": [], "far": []}
+    for seed in range(BLOCKS):  # in turns, so that a change of the machine's speed meets both
+        for name, session in (("near", near.fork()), ("far", far.fork())):
+            blocks[name].append(spent(partial(generate, session, BLOCK, seed)))
+    near_wall, far_wall = (median(s.wall for s in blocks[name]) for name in ("near", "far"))
+    near_cpu, far_cpu = (median(s.cpu for s in blocks[name]) for name in ("near", "far"))
+    yield Figure("flat", "edge-small int8 at the start", BLOCK / near_wall, "tokens/s")
+    name = f"after {DEEP:,} tokens"
+    yield Figure.at_least("flat", f"{name}, of that", 100 * near_wall / far_wall, "%", 97)
+    yield Figure("flat", "the same by processor time", 100 * near_cpu / far_cpu, "%")
+    yield Figure.at_most("flat", f"{name} of one stream, memory more", with_stream, "MB", 1)
+    yield Figure("flat", "the same once the stream is let go", alone, "MB")
+
+
+def prompt(bench: Bench) -> Iterator[Figure]:
+    """How much quicker a prompt is read than text is generated."""
+    for name in EDGE:
+        generator = bench.generator(name)
+        read = reading(generator, bench.text)
+        yield Figure("prompt", f"{name} int8, reading", read, "tokens/s")
+        ratio = read * decoding(generator, texts=5).wall
+        yield Figure.at_least("prompt", f"{name} int8, reading to generating", ratio, "times", 10)
+
+
+def sessions(bench: Bench) -> Iterator[Figure]:
+    """What a session weighs, and what it costs to fork it and to take tokens back."""
+    path = bench.folder / "s.state"
+    for name in PRESETS:
+        generator = bench.generator(name)
+        session = generator.session()
+        session.feed(bench.text)
+        drain(generator.stream(None, session=session, max_new_tokens=32, seed=1))
+        session.save(path)
+        size = path.stat().st_size / 1024
+        yield Figure.at_most("sessions", f"{name} int8, file", size, "KB", 64)
+        yield Figure.at_most("sessions", f"{name} int8, fork", microseconds([session.fork] * 200), "µs", 100)
+        twins = [session.fork() for _ in range(200)]
+        back = microseconds(partial(twin.rewind, 5) for twin in twins)
+        yield Figure.at_most("sessions", f"{name} int8, rewind by 5", back, "µs", 100)
+
+
+def presets(bench: Bench) -> Iterator[Figure]:
+    """The presets side by side."""
+    for name in EDGE:
+        path = bench.bundle(name)
+        load = partial(bench.generator, name)
+        start = partial(sdgm_edge, "generate", "--model", str(path), "--prompt", "The", "-n", "1")
+        size = sum(file.stat().st_size for file in path.iterdir())
+        cost = decoding(load())
+        for what, measured, unit in (
+            ("bundle", size / 1e6, "MB"),
+            ("state", 4 * load().bundle.config.state_size / 1024, "KB"),
+            ("load", microseconds([load] * 5) / 1e3, "ms"),
+            ("first token of a new process", microseconds([start] * 5) / 1e3, "ms"),
+            ("generating", 1 / cost.wall, "tokens/s"),
+            ("generating, by processor time", 1 / cost.cpu, "tokens/s"),
+            ("the runtime's own part of that", 100 * cost.own_cpu / cost.cpu, "%"),
+        ):
+            yield Figure("presets", f"{name} int8, {what}", measured, unit)
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    section.__name__: section for section in (accuracy, speed, flat, prompt, sessions, presets)
+}
+
+
+# The report
+
+
+def sdgm_edge(*arguments: str) -> str:
+    """Run a command of the product; its stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sdgm_edge", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
+    return done.stdout
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "used": 1,
+        "load average": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "torch")},
+    }
+
+
+def measure(names: list[str], run: Path | None) -> list[Figure]:
+    """Run sections, telling on stderr which."""
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), run)
+        for name in sorted(names, key=lambda name: name != "accuracy"):  # it trains, on all cores
+            if name != "accuracy":
+                pin()
+            print(f"{name} …", file=sys.stderr, flush=True)
+            figures += list(SECTIONS[name](bench))
+    return figures
+
+
+def pin() -> None:
+    """Stay on one core, where the system lets a process choose."""
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure what is promised, on this machine.")
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"sections, of {', '.join(SECTIONS)}")
+    parser.add_argument("--run", type=Path, help="a trained run, for the section accuracy")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        parser.error(f"--only: no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
+    here = machine()
+    begun = time.perf_counter()
+    figures = measure(names, options.run)
+    seconds = round(time.perf_counter() - begun)
+    if options.json:
+        report = {"machine": here, "seconds": seconds, "figures": [asdict(figure) for figure in figures]}
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    print(", ".join(f"{name} {value}" for name, value in here.items()), f"· {seconds} s")
+    for name in names:
+        rows = [
+            (f.name, f.measured, f.unit, f.promise, "" if f.kept is None else f.kept)
+            for f in figures
+            if f.section == name
+        ]
+        print_table((SECTIONS[name].__doc__ or name, "measured", "", "promise", "kept"), rows)
+
+
+if __name__ == "__main__":
+    main()

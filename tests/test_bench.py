@@ -1,0 +1,39 @@
+"""`make bench`: that it measures, and says on what; not what it measures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent.parent / "benchmarks/bench.py"
+
+
+def bench(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCH), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SDGM_EDGE_CACHE": str(cache)},
+    )
+
+
+def test_a_section_measures_and_names_the_machine(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--only", "sessions", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["machine"]["cores"] == os.cpu_count()
+    assert {"cpu", "onnxruntime", "load average"} <= report["machine"].keys()
+    figures = report["figures"]
+    assert {figure["section"] for figure in figures} == {"sessions"}
+    sizes = {figure["name"]: figure for figure in figures if figure["unit"] == "KB"}
+    assert len(sizes) == 4
+    for figure in sizes.values():  # the one promise here that no machine can break
+        assert figure["kept"] is True
+        assert figure["measured"] <= 64
+
+
+def test_an_unknown_section_is_told(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--only", "speed,quality")
+    assert done.returncode == 2
+    assert "--only: no section 'quality'; known: accuracy, speed" in done.stderr
