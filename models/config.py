@@ -42,7 +42,7 @@ class ModelConfig:
     copy_width: int = 64
     """Width of the pointer's keys and queries."""
     dropout: float = 0.0
-    """Dropout on the embedding, on what each layer adds, and before the head."""
+    """Dropout on the embedding, on what each layer adds, and before the head; one mask for a window."""
     embedding_dropout: float = 0.0
     """Probability that a whole word of the vocabulary is dropped for one batch."""
 

@@ -45,6 +45,21 @@ class GatedUnit(nn.Module):
         return out
 
 
+class LockedDropout(nn.Module):
+    """Dropout whose mask stays the same along time: what is forgotten stays forgotten for a whole window."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_TBD: Tensor) -> Tensor:
+        """Drop features of each sequence, and scale the others up; nothing outside training."""
+        if not self.training or not self.rate:
+            return x_TBD
+        kept = torch.empty_like(x_TBD[:1]).bernoulli_(1 - self.rate)
+        return x_TBD * kept.div_(1 - self.rate)
+
+
 def activation(name: str) -> nn.Module:
     """Return the activation of that name, over the last dimension."""
     return {

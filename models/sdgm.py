@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .clock import ClockAtoms
 from .config import ModelConfig
 from .language_model import Features, LanguageModel
-from .layers import GatedUnit
+from .layers import GatedUnit, LockedDropout
 from .pointer import Pointed, PointerHead
 from .ringing import RingingAtoms
 
@@ -32,7 +32,7 @@ class Block(nn.Module):
         if config.glu_width:
             self.unit_norm = nn.RMSNorm(config.width, eps=1e-6)
             self.unit = GatedUnit(config.width, config.glu_width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...], single: bool
@@ -63,7 +63,7 @@ class SDGM(LanguageModel):
         self.norm = nn.RMSNorm(config.width, eps=1e-6) if config.residual else nn.Identity()
         self.pointer = PointerHead(config) if config.copy_window else None
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.width))
         self._initialise()
 

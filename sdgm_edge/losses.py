@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from sdgm_edge.models import SDGM, Features, copy_log_probs
+from sdgm_edge.models import Features, LanguageModel, copy_log_probs
 
 N_FFT, HOP = 256, 64
-LOGITS_AT_ONCE = 1 << 24
-"""Logits held at once: 64 MiB of float32, however large the vocabulary or the batch."""
+LOGITS_AT_ONCE = 1 << 21
+"""Logits in one chunk: 8 MiB of float32, which a processor's cache holds …"""
+LEAST_ROWS = 256
+"""… but not fewer tokens than this, or adding up the gradient of a large vocabulary would cost more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +67,18 @@ class _VocabularyNLL(torch.autograd.Function):
         log_gate: Tensor | None,
         log_copy: Tensor | None,
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         low_hidden, low_weight = hidden.detach().to(dtype), weight.detach().to(dtype)
         total = hidden.new_zeros((), dtype=torch.float64)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias)
         said_share = torch.ones(len(targets), device=hidden.device)
-        rows = max(1, LOGITS_AT_ONCE // len(weight))
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
+        grads = None
+        if any(ctx.needs_input_grad):  # type: ignore[attr-defined]
+            grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        rows = max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight))
+
+        def chunk(part: slice) -> Tensor:
+            """Return Σ log p(target) of some rows, having made their gradient."""
             target = targets[part, None]
             logits = (low_hidden[part] @ low_weight.T).float().add_(bias)
             top = logits.amax(1, keepdim=True)
@@ -86,15 +89,19 @@ class _VocabularyNLL(torch.autograd.Function):
                 said = log_gate[part] + log_p
                 log_p = torch.logaddexp(said, log_copy[part])
                 said_share[part] = torch.exp(said - log_p)
-            total -= log_p.sum()
-            if wanted:  # ∂/∂logits = share · (softmax − one-hot)
-                grad = logits.mul_((said_share[part] / normaliser)[:, None])
-                grad.scatter_add_(1, target, -said_share[part, None])
-                grad_bias += grad.sum(0)
+            if grads is not None:  # ∂/∂logits = share · (softmax − one-hot)
+                share = said_share[part, None]
+                grad = logits.mul_(share / normaliser[:, None]).scatter_add_(1, target, -share)
                 low_grad = grad.to(dtype)
-                grad_hidden[part] = low_grad @ low_weight
-                grad_weight += low_grad.T @ low_hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, said_share)
+                grads[0][part] = low_grad @ low_weight
+                grads[1].add_(low_grad.T @ low_hidden[part])
+                grads[2].add_(grad.sum(0))
+            return log_p.sum()
+
+        for start in range(0, len(targets), rows):
+            total -= chunk(slice(start, start + rows))
+        if grads is not None:
+            ctx.save_for_backward(*grads, said_share)
         ctx.has_copy = log_gate is not None  # type: ignore[attr-defined]
         return total.float()
 
@@ -105,7 +112,7 @@ class _VocabularyNLL(torch.autograd.Function):
         return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, gate, copy
 
 
-def vocabulary_nll(features: Features, model: SDGM, targets_TB: Tensor) -> Tensor:
+def vocabulary_nll(features: Features, model: LanguageModel, targets_TB: Tensor) -> Tensor:
     """Return the sum of −log p(target) over a window, in bounded memory."""
     log_gate = log_copy = None
     if features.pointed is not None:
@@ -155,7 +162,7 @@ class Objective(nn.Module):
     prior_means: Tensor
     prior_variances: Tensor
 
-    def __init__(self, model: SDGM, weights: LossWeights, num_components: int) -> None:
+    def __init__(self, model: LanguageModel, weights: LossWeights, num_components: int) -> None:
         super().__init__()
         self.model, self.weights = model, weights
         M = model.config.mixing_size

@@ -1,0 +1,200 @@
+"""What training costs: the scan in three forms, a vocabulary's loss, the clock atoms of the paper.
+
+    python benchmarks/bench_train.py            # everything, on one core
+    python benchmarks/bench_train.py --json     # the same for a machine
+
+Every figure is a median over rounds in which the competitors take turns, so that a change of the machine's
+speed meets them all. Text is random: speed does not depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from sdgm_edge.models.scan import scan_chunks, scan_steps
+from torch import Tensor
+
+from sdgm_edge.config import PRESET_RUNS, TrainingConfig
+from sdgm_edge.console import print_table
+from sdgm_edge.losses import LEAST_ROWS, LOGITS_AT_ONCE, LossWeights, Objective, vocabulary_nll
+from sdgm_edge.models import SDGM, preset, ringing
+from sdgm_edge.training import make_optimizer, supports_bf16
+
+BATCH, WINDOW, ROUNDS = 32, 128, 5
+VOCABULARIES = (4096, 10_000, 33_278)
+
+
+def scan_doubling(f: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """The Hillis–Steele scan: after stage s every place holds the composition of the 2^s steps up to it."""
+    b = torch.cat([(b[0] + f[0] * h)[None], b[1:]])
+    reach = 1
+    while reach < len(b):
+        b = torch.cat([b[:reach], b[reach:] + f[reach:] * b[:-reach]])
+        f = torch.cat([f[:reach], f[reach:] * f[:-reach]])
+        reach *= 2
+    return b
+
+
+SCANS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "one step after another (ours)": scan_steps,
+    "cumulative sums in chunks of 16": lambda f, b, h: scan_chunks(f.log(), b, h),
+    "doubling (Hillis–Steele)": scan_doubling,
+}
+
+
+class Training:
+    """A preset's whole training step on random text."""
+
+    def __init__(self, name: str, vocab_size: int) -> None:
+        torch.manual_seed(0)
+        run = PRESET_RUNS[name]
+        self.model = SDGM(preset(name, vocab_size=vocab_size, dropout=0.1))
+        self.objective = Objective(self.model, run.loss, 16)
+        self.optimizer = make_optimizer(self.model, TrainingConfig())
+        self.ids = torch.randint(vocab_size, (BATCH, WINDOW + 1))
+        self.state = self.model.initial_state(BATCH)
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=supports_bf16(torch.device("cpu")))
+
+    def step(self) -> float:
+        """Return the processor's seconds for one step: other work on the machine does not count."""
+        began = time.process_time()
+        with self.autocast:
+            terms, _ = self.objective(self.ids[:, :-1], self.ids[:, 1:], self.state)
+        terms.loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.process_time() - began
+
+
+def in_turns(steps: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Return each one's median seconds; all are run once before, uncounted."""
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(step())
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def bench_scan() -> list[dict[str, object]]:
+    """edge-micro with each form of the scan."""
+    training = Training("edge-micro", 4096)
+
+    def with_scan(scan: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], float]:
+        def step() -> float:
+            ringing.scan_steps = scan
+            try:
+                return training.step()
+            finally:
+                ringing.scan_steps = scan_steps
+
+        return step
+
+    medians = in_turns({name: with_scan(scan) for name, scan in SCANS.items()})
+    slowest = medians["doubling (Hillis–Steele)"]
+    return [
+        {"edge-micro, scan": name, "tokens/s": BATCH * WINDOW / t, "against doubling": slowest / t}
+        for name, t in medians.items()
+    ]
+
+
+def bench_vocabulary() -> list[dict[str, object]]:
+    """The head's loss and gradient, and what memory it takes, each vocabulary in a process of its own."""
+    rows = []
+    trainings = {f"{size:,}": Training("edge-micro", size) for size in VOCABULARIES}
+    medians = in_turns({name: training.step for name, training in trainings.items()}, rounds=3)
+    for size in VOCABULARIES:
+        command = [sys.executable, __file__, "--memory-of", str(size)]
+        peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(
+            {
+                "edge-micro, vocabulary": f"{size:,}",
+                "tokens/s": BATCH * WINDOW / medians[f"{size:,}"],
+                "logits chunk, MiB": peak["chunk"] / 2**20,
+                "peak beyond inputs and gradients, MiB": peak["peak"] / 2**20,
+                "copies of the chunk": peak["peak"] / peak["chunk"],
+                "logits of the whole batch, MiB": BATCH * WINDOW * size * 4 / 2**20,
+            }
+        )
+    return rows
+
+
+def memory_of(vocab_size: int) -> dict[str, int]:
+    """Return the peak memory of the loss, beyond what it is given and what it returns; a process of its own."""
+    model = SDGM(preset("edge-micro", vocab_size=vocab_size, num_layers=1))
+    ids = torch.randint(vocab_size, (WINDOW, BATCH))
+    features = model.features(ids, model.initial_state(BATCH))
+    features = features._replace(hidden_TBD=features.hidden_TBD.detach().requires_grad_())
+    small = features._replace(hidden_TBD=features.hidden_TBD[:1].detach().requires_grad_())
+    vocabulary_nll(small, model, ids[:1]).backward()  # libraries are loaded, gradients of the weights exist
+    returned = features.hidden_TBD.nbytes + model.embedding.weight.nbytes
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux)
+    before = peak_memory()
+    with torch.autocast("cpu", torch.bfloat16, enabled=supports_bf16(torch.device("cpu"))):
+        vocabulary_nll(features, model, ids)
+    rows = max(LEAST_ROWS, LOGITS_AT_ONCE // vocab_size)
+    return {"chunk": rows * vocab_size * 4, "peak": peak_memory() - before - returned}
+
+
+def peak_memory() -> int:
+    """Return the largest resident size so far, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def bench_clock() -> list[dict[str, object]]:
+    """The paper's model at the paper's size, with each term of its loss and without."""
+    full = Training("paper", 4096)
+    plain = Training("paper", 4096)
+    plain.objective.weights = LossWeights()
+    medians = in_turns({"all four terms": full.step, "language model alone": plain.step})
+    return [
+        {"paper (D 512, K 256, L 128), loss": name, "tokens/s": BATCH * WINDOW / t}
+        for name, t in medians.items()
+    ]
+
+
+def machine() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory_of:
+        print(json.dumps(memory_of(options.memory_of)))
+        return
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    tables = [bench_scan(), bench_vocabulary(), bench_clock()]
+    title = f"{machine()}, one core, torch {torch.__version__}, batch {BATCH} × {WINDOW}, " + (
+        "bf16" if supports_bf16(torch.device("cpu")) else "float32"
+    )
+    if options.json:
+        print(json.dumps({"machine": title, "tables": tables}, indent=2))
+        return
+    print(title)
+    for table in tables:
+        print_table(list(table[0]), [list(row.values()) for row in table])
+
+
+if __name__ == "__main__":
+    main()
