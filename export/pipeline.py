@@ -23,6 +23,7 @@ import tokenizers
 import torch
 
 from sdgm_edge import __version__
+from sdgm_edge.models import SDGM
 from sdgm_edge.run import Run, load_run, newest_run
 from sdgm_edge.runtime import (
     BundleConfig,
@@ -138,7 +139,7 @@ def export_run(
         )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
-    if run.config.layer not in CHUNK:
+    if not isinstance(run.model, SDGM):
         raise ExportError(
             f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
             "baselines are there to compare with, and are not exported"
@@ -147,7 +148,7 @@ def export_run(
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")
-    exporter = _Exporter(run, max_loss_increase, force, progress)
+    exporter = _Exporter(run, run.model, max_loss_increase, force, progress)
     passed = exporter.pass_gates([variant for variant in VARIANTS.values() if variant.bits in wanted])
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
@@ -167,10 +168,12 @@ class _Passed:
 class _Exporter:
     """One run on its way into a bundle."""
 
-    def __init__(self, run: Run, limit: float, force: bool, progress: Callable[[str], None]) -> None:
-        self.run, self.limit, self.force, self.progress = run, limit, force, progress
+    def __init__(
+        self, run: Run, model: SDGM, limit: float, force: bool, progress: Callable[[str], None]
+    ) -> None:
+        self.run, self.model, self.limit, self.force, self.progress = run, model, limit, force, progress
         self.config = run.config
-        self.weights = weights_of(run.model)
+        self.weights = weights_of(model)
         self.tokenizer = Tokenizer.load(run.tokenizer_path)
         self.tokens = self.tokenizer.encode(run.heldout)
         self.has_unk = self.tokenizer.kind == "word" and self.tokenizer.token_id(UNKNOWN) in self.tokens
@@ -190,7 +193,7 @@ class _Exporter:
         graph = build(self.config, self.weights, float32.plan(self.weights))
         engine = self._engine(graph, float32)
         self.progress("fp32: comparing with torch")
-        parity = check_parity(float32, self.run.model, engine)
+        parity = check_parity(float32, self.model, engine)
         self.progress(f"fp32: scoring {len(self.tokens)} held-out tokens")
         reference = self._score(engine)
         self.reference = accuracy(reference, reference, self.limit)
@@ -218,13 +221,13 @@ class _Exporter:
         plan = variant.plan(self.weights)
         found = attempt(plan)
         if variant.bits == 4 and not found.accuracy.within:
-            mixed = mixed_precision(self.run.model, self.weights, plan, self.tokens, attempt, self.progress)
+            mixed = mixed_precision(self.model, self.weights, plan, self.tokens, attempt, self.progress)
             found = mixed if mixed.accuracy.within else found
         if not (found.accuracy.within or self.force):
             raise refuse(variant.name, found.accuracy)
         engine = self._engine(found.graph, variant)
         self.progress(f"{variant.name}: comparing with torch")
-        parity = check_parity(variant, model_as_held(self.run.model, found.plan), engine)
+        parity = check_parity(variant, model_as_held(self.model, found.plan), engine)
         raised = tuple(name for name in plan if found.plan[name] != plan[name])
         return self._passed(variant, found.graph, engine, parity, found.accuracy, raised)
 
@@ -265,7 +268,7 @@ class _Exporter:
             name=name,
             prompt=self.prompt,
             config=self.config,
-            num_parameters=self.run.model.num_parameters,
+            num_parameters=self.model.num_parameters,
             default=default,
             variants=variants,
             sizes={file: len(graph) for file, graph in graphs.items()},

@@ -20,6 +20,7 @@ from .baselines import MIXERS, Mixer
 from .baselines.mixer import State
 from .config import ModelConfig
 from .language_model import Features, LanguageModel
+from .layers import LockedDropout
 
 
 class MixerBlock(nn.Module):
@@ -33,7 +34,7 @@ class MixerBlock(nn.Module):
         if config.glu_width:
             self.unit_norm = kind.norm(config.width, eps=1e-6)
             self.unit = kind.unit(config.width, config.glu_width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout)
 
     def forward(self, x_TBD: Tensor, state: State, position: int) -> tuple[Tensor, State]:
         """Return the stream and the mixer's new state."""
@@ -59,7 +60,7 @@ class MixerModel(LanguageModel):
         )  # type: ignore[assignment]
         self.norm = kind.norm(config.width, eps=1e-6)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout)
         self._initialise()
 
     def _initialise(self) -> None:

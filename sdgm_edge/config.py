@@ -129,6 +129,13 @@ class RunConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        if not self.model.spectral and (self.loss.reconstruction or self.loss.spectrum or self.loss.prior):
+            raise ValueError(
+                f"a model of layer {self.model.layer!r} has no dictionary: expected loss.reconstruction, "
+                f"loss.spectrum and loss.prior of 0, got {self.loss}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return asdict(self)

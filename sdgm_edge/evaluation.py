@@ -7,14 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from sdgm_edge.losses import vocabulary_nll
-from sdgm_edge.models import SDGM
+from sdgm_edge.models import LanguageModel
 from sdgm_edge.runtime import Score
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
 WINDOW = 256
 
 
-def score(model: SDGM, tokenizer: Tokenizer, text: str) -> Score:
+def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
     """Score a text from its first token to its last, as `runtime.scoring` defines the figures."""
     ids = tokenizer.encode(text)
     has_unk = tokenizer.kind == "word" and tokenizer.token_id(UNKNOWN) in ids
@@ -22,7 +22,7 @@ def score(model: SDGM, tokenizer: Tokenizer, text: str) -> Score:
 
 
 @torch.no_grad()
-def total_nll(model: SDGM, tokens: NDArray[np.integer], lanes: int = 1) -> float:
+def total_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: int = 1) -> float:
     """Return −Σ log p(token) in nats over all tokens but the first, which is only given.
 
     With several lanes the text is cut into as many parts that are read side by side, which is quicker; each
@@ -39,7 +39,11 @@ def total_nll(model: SDGM, tokens: NDArray[np.integer], lanes: int = 1) -> float
 
 
 def _read(
-    model: SDGM, tokens: NDArray[np.integer], starts: NDArray[np.integer], length: int, state: torch.Tensor
+    model: LanguageModel,
+    tokens: NDArray[np.integer],
+    starts: NDArray[np.integer],
+    length: int,
+    state: torch.Tensor,
 ) -> tuple[float, torch.Tensor]:
     """Score `length` tokens after each of `starts`; return their NLL and the state after them."""
     total = 0.0
@@ -54,7 +58,9 @@ def _read(
 
 
 @torch.no_grad()
-def mixing_sample(model: SDGM, tokens: NDArray[np.integer], count: int, seed: int = 0) -> NDArray[np.float32]:
+def mixing_sample(
+    model: LanguageModel, tokens: NDArray[np.integer], count: int, seed: int = 0
+) -> NDArray[np.float32]:
     """Return about `count` mixing vectors, (N, M), of the model at places of a text chosen by `seed`."""
     was_training = model.training
     model.eval()

@@ -23,7 +23,7 @@ from sdgm_edge.runtime import ConfigError, RunError
 if TYPE_CHECKING:
     from sdgm_edge.checkpoint import Checkpoint
     from sdgm_edge.config import RunConfig
-    from sdgm_edge.models import SDGM, ModelConfig
+    from sdgm_edge.models import LanguageModel, ModelConfig
 
 RUNS = Path("runs")
 
@@ -34,11 +34,11 @@ class Run:
 
     path: Path
     config: ModelConfig
-    model: SDGM
+    model: LanguageModel
     """With the best weights, in evaluation mode."""
     tokenizer_path: Path
     prior: dict[str, NDArray[np.float32]] | None
-    """The mixture: `weights`, `means`, `variances`; None where the run was stopped before it was fitted."""
+    """The mixture: `weights`, `means`, `variances`; None for a baseline, and before the end."""
     heldout: str
     """A piece of the validation text."""
 
@@ -89,7 +89,7 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
         CheckpointError: the checkpoint is damaged.
     """
     from sdgm_edge import checkpoint
-    from sdgm_edge.models import SDGM
+    from sdgm_edge.models import build_model
 
     config = read_run_config(folder).model
     found = checkpoint.existing(folder / "checkpoints", "best") or checkpoint.existing(
@@ -97,7 +97,7 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
     )
     if not found:
         raise RunError(f"{folder} has no checkpoint yet: let it train for a while, or go on with --resume")
-    model = SDGM(config)
+    model = build_model(config)
     load_weights(model, checkpoint.load(found[-1]))
     prior_path = folder / "gmm.npz"
     prior = None
@@ -108,7 +108,7 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
     return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
 
 
-def load_weights(model: SDGM, saved: Checkpoint) -> None:
+def load_weights(model: LanguageModel, saved: Checkpoint) -> None:
     """Put a checkpoint's weights into a model: the averaged ones where there are any."""
     from sdgm_edge.runtime import CheckpointError
 

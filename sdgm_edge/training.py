@@ -33,7 +33,7 @@ from sdgm_edge.checkpoint import Checkpoint
 from sdgm_edge.config import RunConfig, TrainingConfig
 from sdgm_edge.evaluation import mixing_sample, total_nll
 from sdgm_edge.losses import Objective, Terms
-from sdgm_edge.models import SDGM, Features
+from sdgm_edge.models import Features, build_model
 from sdgm_edge.parallel import Group, joined
 from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
 from sdgm_edge.recorder import Recorder, draw_curve
@@ -180,7 +180,7 @@ class Trainer:
             world=group.world,
         )
         torch.manual_seed(t.seed)
-        self.model = SDGM(config.model).to(device).train()
+        self.model = build_model(config.model).to(device).train()
         self.objective = Objective(self.model, config.loss, t.num_components).to(device)
         self.forward: nn.Module = self.objective
         if group.world > 1:
@@ -191,7 +191,7 @@ class Trainer:
         if compiled:
             self.forward.compile()
         self.optimizer = make_optimizer(self.model, t)
-        self.averaged = SDGM(config.model).to(device).eval() if t.ema_decay else self.model
+        self.averaged = build_model(config.model).to(device).eval() if t.ema_decay else self.model
         self.averaged.load_state_dict(self.model.state_dict())
         bf16 = supports_bf16(device) if precision == "auto" else precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -313,11 +313,10 @@ class Trainer:
         return value
 
     def _record(self, terms: Terms, features: Features, rate: float, speed: float) -> None:
-        with torch.no_grad():
-            cosine = functional.cosine_similarity(
-                features.rebuilt_TBD.float(), features.embedded_TBD.float(), -1
-            )
-        measured = {**terms._asdict(), "cosine": cosine.mean()}
+        measured = terms._asdict()
+        if self.config.model.spectral:
+            rebuilt, embedded = features.rebuilt_TBD.detach(), features.embedded_TBD.detach()
+            measured["cosine"] = functional.cosine_similarity(rebuilt.float(), embedded.float(), -1).mean()
         values = {name: self.group.mean(term) for name, term in measured.items() if term is not None}
         if self.recorder is not None:
             values |= {"learning_rate": rate, "tokens_per_second": speed}
@@ -362,8 +361,12 @@ class Trainer:
 
     def _finish(self) -> None:
         """Fit the mixture that is exported to the weights that are exported."""
-        if not self.group.leads:
-            return
+        if self.group.leads:
+            if self.config.model.spectral:
+                self._fit_last()
+            self._close()
+
+    def _fit_last(self) -> None:
         best = checkpoint.existing(self.folder / "checkpoints", "best")
         load_weights(self.averaged, checkpoint.load(best[-1]))
         t = self.config.training
@@ -371,7 +374,6 @@ class Trainer:
         prior = fit_mixture(vectors, t.num_components, self.prior, t.seed)
         with replacing(self.folder / "gmm.npz", CheckpointError) as file:
             np.savez(file, **prior)  # type: ignore[arg-type]
-        self._close()
 
     def _close(self) -> None:
         if self.recorder is not None:

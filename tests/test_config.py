@@ -38,6 +38,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ('[training]\nclip = "much"', r"training.clip must be a number in \[0, inf\), got 'much'"),
         ('[training]\noptimizer = "sgd"', "training.optimizer must be adamw or adam"),
         ('[training]\nschedule = "step"', "training.schedule must be cosine or constant"),
+        ("[model]\nlayer = 'fnet'\n[loss]\nprior = 1.0", "a model of layer 'fnet' has no dictionary"),
         ("[training]\ncarry_state = 1", "training.carry_state must be true or false"),
         (
             "[training]\nbatch_size = true",

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.evaluation import score
 from sdgm_edge.export import export_run, pipeline
+from sdgm_edge.models import build_model
 from sdgm_edge.runtime import (
     AccuracyError,
     BundleError,
@@ -240,12 +240,11 @@ def test_killed_half_way_it_leaves_nothing(tmp_path):
 
 
 def test_a_baseline_is_not_exported(export, tmp_path):
-    config = trained.model().config
-    baseline = SimpleNamespace(**{**config.to_dict(), "layer": "linformer"})
+    baseline = build_model(replace(trained.model().config, layer="linformer"))
     with pytest.raises(
         ExportError, match="expected a model of ringing or clock atoms, got the layer 'linformer'"
     ):
-        export(tmp_path / "b", run=replace(trained.run(), config=baseline))
+        export(tmp_path / "b", run=replace(trained.run(), config=baseline.config, model=baseline))
     assert list(tmp_path.iterdir()) == []
 
 

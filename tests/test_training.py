@@ -284,3 +284,15 @@ def test_two_processes_train_as_one(text, tmp_path, toml):
     for name, tensor in final(tmp_path / "one").items():
         if name.startswith("model."):
             torch.testing.assert_close(tensor, final(tmp_path / "two")[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("layer", ["gpt2", "lstm", "pom"])
+def test_a_baseline_trains_in_the_same_loop(corpus, tmp_path, layer):
+    settings = config(model={"layer": layer}, max_steps=30, learning_rate=1e-2)
+    summary = train(settings, corpus, tmp_path / "run")
+    assert summary.valid_token_perplexity < 0.7 * corpus.tokenizer.vocab_size
+    run = load_run(tmp_path / "run")
+    assert (run.config.layer, run.prior) == (layer, None)
+    rows = [row for row in read_log(tmp_path / "run/log.csv") if row["loss"]]
+    assert rows
+    assert all(row["language"] and not row["cosine"] for row in rows)
