@@ -2,12 +2,13 @@
 
 from .baselines import MIXERS
 from .config import PRESETS, ModelConfig, preset
-from .factory import build_model
+from .factory import GPT2_SMALL, build_model, count_parameters, scaled, sized
 from .language_model import Features, LanguageModel, Output
 from .pointer import copy_log_probs
 from .sdgm import SDGM
 
 __all__ = [
+    "GPT2_SMALL",
     "MIXERS",
     "PRESETS",
     "SDGM",
@@ -17,5 +18,8 @@ __all__ = [
     "Output",
     "build_model",
     "copy_log_probs",
+    "count_parameters",
     "preset",
+    "scaled",
+    "sized",
 ]
