@@ -61,11 +61,8 @@ def scaled(shape: ModelConfig, num_parameters: int) -> ModelConfig:
 
     def of_width(width: int) -> ModelConfig:
         share = width / shape.width
-        sizes = {
-            "num_atoms": max(1, round(shape.num_atoms * share)),
-            "glu_width": round(shape.glu_width * share),
-        }
-        return replace(shape, width=width, **sizes)
+        num_atoms = max(1, round(shape.num_atoms * share))
+        return replace(shape, width=width, num_atoms=num_atoms, glu_width=round(shape.glu_width * share))
 
     step = 32 if shape.glu_width and num_parameters >= 500_000 else 4
     low, high = 1, 2

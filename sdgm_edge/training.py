@@ -238,7 +238,7 @@ class Trainer:
         loss = valid = math.nan
         speed = 0.0
         while self.step < self.total and not (t.early_stop and self.stale >= t.early_stop):
-            terms, features, rate = self._train_step()
+            terms, features, rate = self.train_step()
             if self.step % check_every == 0 or self.step == self.total:
                 loss = self._finite(terms.loss, rate)
             if self.step % 10 == 0:
@@ -271,7 +271,8 @@ class Trainer:
             math.exp(nll / _words(self.corpus)),
         )
 
-    def _train_step(self) -> tuple[Terms, Features, float]:
+    def train_step(self) -> tuple[Terms, Features, float]:
+        """Train on the next batch; return the loss, what it came from and the learning rate."""
         t = self.config.training
         epoch, index = divmod(self.step, self.lanes.steps_per_epoch)
         inputs, targets = (ids.to(self.device, non_blocking=True) for ids in self.lanes.batch(epoch, index))
