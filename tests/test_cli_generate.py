@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -258,6 +259,16 @@ def test_what_it_cost_is_logged(home: Path) -> None:
     assert "tokens read" in done.stderr
     assert "ended by length" in done.stderr
     assert "INFO" not in done.stdout
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    bundle = tiny.write(tmp_path / "bundles/mine")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    expected = Generator.load(bundle).generate("Once upon a time", max_new_tokens=64, temperature=0.8, seed=1)
+    assert done.stdout.decode() == f"{expected.text}\n"
 
 
 BAD: list[tuple[tuple[object, ...], int, str]] = [
