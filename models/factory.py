@@ -64,7 +64,7 @@ def scaled(shape: ModelConfig, num_parameters: int) -> ModelConfig:
         num_atoms = max(1, round(shape.num_atoms * share))
         return replace(shape, width=width, num_atoms=num_atoms, glu_width=round(shape.glu_width * share))
 
-    step = 32 if shape.glu_width and num_parameters >= 500_000 else 4
+    step = 1 if num_parameters < 500_000 else 32 if shape.glu_width else 4  # widths that processors like
     low, high = 1, 2
     while count_parameters(of_width(high * step)) < num_parameters:
         low, high = high, 2 * high

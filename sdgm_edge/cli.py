@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, commands_device, console
+from . import __version__, commands_compare, commands_device, console
 
 app = typer.Typer(
     name="sdgm-edge",
@@ -240,7 +240,12 @@ def export(
     )
 
 
-for command in (commands_device.generate, commands_device.verify, commands_device.inspect):
+for command in (
+    commands_device.generate,
+    commands_device.verify,
+    commands_device.inspect,
+    commands_compare.compare,
+):
     app.command()(command)
 
 

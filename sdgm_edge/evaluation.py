@@ -73,3 +73,19 @@ def mixing_sample(
     settled = mixing_TBM[window // 2 :].flatten(0, 1)  # the first half only warms the atoms up
     vectors: NDArray[np.float32] = settled.float().cpu().numpy()
     return vectors
+
+
+@torch.no_grad()
+def reconstruction_cosine(model: LanguageModel, tokens: NDArray[np.integer]) -> float:
+    """Return the mean cosine similarity of each embedding and its reconstruction over a text."""
+    was_training = model.training
+    model.eval()
+    state, total = model.initial_state(1), 0.0
+    for begin in range(0, len(tokens), WINDOW):
+        ids = torch.from_numpy(tokens[begin : begin + WINDOW].astype(np.int64)).to(state.device)
+        features = model.features(ids[:, None], state)
+        state = features.state_BS
+        rebuilt, embedded = features.rebuilt_TBD.float(), features.embedded_TBD.float()
+        total += float(torch.nn.functional.cosine_similarity(rebuilt, embedded, -1).sum())
+    model.train(was_training)
+    return total / len(tokens)

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +147,19 @@ def test_a_baseline_has_neither_dictionary_nor_pointer():
     assert (config("gpt2").mixing_size, config("gpt2").spectral) == (0, False)
     with pytest.raises(ValueError, match="'gpt2' has a residual stream and no pointer, got residual = True"):
         config("gpt2", copy_window=4)
+
+
+def test_the_mixer_in_the_docs_is_one(monkeypatch):
+    text = (Path(__file__).parent.parent / "docs/compare.md").read_text("utf-8")
+    names = {"Mixer": next(iter(MIXERS.values())).__mro__[1], "nn": torch.nn, "torch": torch}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    monkeypatch.setitem(MIXERS, "gpt2", names["RunningMean"])
+    model = away_from_its_start(build_model(config("gpt2")))
+    mixer, x = model.blocks[0].mixer, torch.randn(9, 12)
+    with torch.no_grad():
+        got, _ = mixer(x[:, None], (torch.zeros(1, 12), torch.zeros(1, 1)), 0)
+        close(got[:, 0], copy.deepcopy(mixer).double().naive(x.double()).float())
+        ids = tokens(2, 11)
+        first = model(ids[:, :4])
+        rest = model(ids[:, 4:], first.state_BS)
+        close(torch.cat([first.logits_BTV, rest.logits_BTV], 1), model(ids).logits_BTV)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdgm_edge.evaluation import mixing_sample, score, total_nll
+from sdgm_edge.evaluation import mixing_sample, reconstruction_cosine, score, total_nll
 from sdgm_edge.models import SDGM, ModelConfig
 from sdgm_edge.runtime import TokenizerError
 from sdgm_edge.tokenization import BEGIN_ID, train_bpe, train_words
@@ -72,3 +72,12 @@ def test_mixing_sample_is_chosen_by_its_seed():
     assert not np.array_equal(one, other)
     assert one.shape == (6 * 16, 16)
     assert len(mixing_sample(model, tokens[:10], 100)) == 20 * 5  # a text shorter than a window will do
+
+
+@torch.no_grad()
+def test_cosine_of_the_reconstruction_is_that_of_the_whole_text():
+    model = make_model(40)
+    tokens = np.random.default_rng(0).integers(0, 40, 500)  # longer than one window
+    whole = model.features(torch.from_numpy(tokens)[:, None], model.initial_state())
+    cosine = torch.nn.functional.cosine_similarity(whole.rebuilt_TBD, whole.embedded_TBD, -1).mean()
+    assert reconstruction_cosine(model, tokens) == pytest.approx(float(cosine), abs=1e-6)

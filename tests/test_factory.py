@@ -45,6 +45,6 @@ def test_the_product_preset_is_the_size_that_it_is_compared_at():
 
 def test_a_size_that_cannot_be_had_is_told():
     with pytest.raises(
-        ValueError, match=r"no lstm model of 2 layers has 1,000 parameters within 5%: .* vocabul"
+        ValueError, match=r"no lstm model of 2 layers has 100 parameters within 5%: .* vocabul"
     ):
-        sized("lstm", 1000, vocab_size=300)
+        sized("lstm", 100, vocab_size=300)

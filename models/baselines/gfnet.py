@@ -28,7 +28,7 @@ class GlobalFilter(Mixer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.window = config.window
-        self.filter = nn.Parameter(torch.randn(config.window + 1, config.width, 2))  # real, imaginary
+        self.filter = nn.Parameter(0.02 * torch.randn(config.window + 1, config.width, 2))  # real, imaginary
 
     @staticmethod
     def layout(config: ModelConfig) -> Layout:

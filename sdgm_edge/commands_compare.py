@@ -1,0 +1,93 @@
+"""The commands that measure models against each other. What `cli.py` says of commands holds here too."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+
+
+def compare(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text to train on, as for train. None: CPython's reference.")
+    ] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Text to validate on. Default: a part is held out.")
+    ] = None,
+    models: Annotated[
+        str,
+        typer.Option(help="Names with commas; NAME:KEY=VALUE changes one; ablations. See docs/compare.md."),
+    ] = "sdgm,gpt2,transformer-xl,linformer",
+    params: Annotated[str, typer.Option(help="Parameters of each model, within 5 %: 4M, 250k.")] = "4M",
+    protocol: Annotated[str, typer.Option(help="best, or paper for the paper's set-up.")] = "best",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text. Default: the protocol's.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
+    minutes: Annotated[float, typer.Option(help="Train each for so long, in place of epochs.")] = 0.0,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens of a training window.")] = 128,
+    seeds: Annotated[int, typer.Option(help="How often each is trained.")] = 1,
+    tokenizer: Annotated[str, typer.Option(help="bpe, or word for the published protocol.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Tokens of a bpe vocabulary.")] = 4096,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs and report. Default: runs/compare-<text>.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train models of one size under the same terms, and report. Run again, it goes on where it stopped."""
+    from sdgm_edge.runtime import UsageError
+
+    from .compare import Terms, parse_budget, parse_entries
+    from .compare import compare as run_comparison
+    from .config import RunConfig
+    from .report import make_report
+    from .run import RUNS
+    from .shards import prepare_corpus
+
+    if "-" in (texts or []) or "-" in (valid or []):
+        raise UsageError(
+            "compare reads its text once for each model, and stdin can be read once: give a file"
+        )
+    training = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size}
+    sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
+    table = {"train": sources, "valid": [os.path.abspath(s) for s in valid or []]}
+    settings = RunConfig.from_dict({"corpus": {**table, "tokenizer": tokenizer, "vocab_size": vocab_size}})
+    with console.text_progress() as progress:
+        corpus = prepare_corpus(
+            settings.corpus.train or ["pydoc"],
+            settings.corpus.valid or None,
+            tokenizer_kind=settings.corpus.tokenizer,
+            vocab_size=vocab_size if tokenizer == "bpe" else None,
+            cache=console.cache_folder(),
+            progress=progress,
+        )
+    terms = Terms(
+        corpus=settings.corpus,
+        vocab_size=corpus.tokenizer.vocab_size,
+        num_parameters=parse_budget(params),
+        protocol=protocol,
+        training={name: value for name, value in training.items() if value is not None},
+        window=window,
+        minutes=minutes,
+        device=device,
+        precision=precision,
+    )
+    folder = out or RUNS / f"compare-{Path(sources[0]).name.split('.')[0] if sources else 'pydoc'}"
+    outcomes = run_comparison(
+        parse_entries(models, protocol),
+        terms,
+        folder,
+        console.cache_folder(),
+        seeds,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    report = make_report(outcomes, terms, corpus)
+    report.write(folder)
+    if as_json:
+        print(report.json(), end="")
+    else:
+        console.print_table(report.titles, report.cells, title=f"{folder}/report.html")

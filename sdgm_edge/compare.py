@@ -1,0 +1,286 @@
+"""A comparison: models of one size, trained on one text under the same terms, each in a process of its own.
+
+What is compared is named by *entries*:
+
+    sdgm                       the SDGM of the protocol
+    gpt2, transformer-xl, …    a baseline, by its name in `sdgm_edge.models.MIXERS`
+    NAME:KEY=VALUE+KEY=VALUE   the same with some settings changed, after its size was chosen
+    ablations                  all of `ABLATIONS`: the paper's questions
+
+A KEY is a field of the model, the loss or the training, or a short name of one: see `SHORT`.
+
+The *protocol* says how all are trained. `paper` is the paper's set-up: Adam at 1e-3, at most 10 epochs, early
+stop, the literal SDGM and its composite loss. `best` is the product's: ringing atoms, AdamW with a cosine
+schedule, averaged weights. Baselines have the likelihood alone as their loss in both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sdgm_edge.config import PRESET_RUNS, CorpusConfig, RunConfig
+from sdgm_edge.losses import LossWeights
+from sdgm_edge.models import MIXERS, preset, scaled, sized
+from sdgm_edge.runtime import ConfigError, RunError
+from sdgm_edge.trial import TRIAL, Result, Trial, write_json
+
+PROTOCOLS = {"paper": "paper", "best": "edge-micro"}
+"""The preset whose training a protocol takes."""
+
+SHORT = {
+    "alpha": "reconstruction",
+    "beta": "spectrum",
+    "gamma": "language",
+    "delta": "prior",
+    "K": "num_atoms",
+    "D": "width",
+    "depth": "num_layers",
+    "kernel": "conv_width",
+    "lr": "learning_rate",
+}
+"""Short names of fields."""
+
+_OF_THE_MODEL = (
+    *(f"sdgm:K={size}" for size in (32, 64, 128, 256, 512)),
+    *(f"sdgm:activation={name}" for name in ("softmax", "tanh", "gelu", "silu", "identity")),
+    *(f"sdgm:kernel={width}" for width in (1, 2, 4, 8)),
+    *(f"sdgm:layer={layer}" for layer in ("clock", "ringing")),
+    *(f"sdgm:residual=true+depth={depth}" for depth in (1, 2, 4)),
+)
+_OF_THE_LOSS = tuple(f"sdgm:{term}=0" for term in ("alpha", "beta", "gamma", "delta"))
+
+ABLATIONS = {"paper": ("sdgm", *_OF_THE_LOSS, *_OF_THE_MODEL), "best": ("sdgm", *_OF_THE_MODEL)}
+"""By protocol, one thing changed at a time; the loss of `best` is the likelihood alone already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What all models of a comparison share."""
+
+    corpus: CorpusConfig
+    vocab_size: int
+    num_parameters: int
+    protocol: str = "best"
+    training: Mapping[str, Any] | None = None
+    """Fields of the training that differ from the protocol's, such as `epochs`."""
+    window: int = 128
+    minutes: float = 0.0
+    """Train every model for so long, in place of so many epochs; 0 for epochs."""
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one entry with one seed."""
+
+    entry: str
+    seed: int
+    folder: Path
+    result: Result
+
+
+def parse_budget(text: str) -> int:
+    """Read a number of parameters: 4M, 250k, 22.8M or 4000000.
+
+    >>> parse_budget("22.8M")
+    22800000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGbB]?)", text.strip())
+    if not match or not float(match[1]):
+        raise ConfigError(f"--params: expected a number of parameters such as 4M or 250k, got {text!r}")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[match[2].lower()])
+
+
+def parse_entries(text: str, protocol: str = "best") -> tuple[str, ...]:
+    """Read a list of entries with commas; each counts once.
+
+    >>> parse_entries("sdgm,gpt2:lr=1e-3")
+    ('sdgm', 'gpt2:lr=1e-3')
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    ablations = ABLATIONS.get(protocol, ())
+    entries = [entry for name in names for entry in (ablations if name == "ablations" else (name,))]
+    if not entries:
+        raise ConfigError("--models: expected names with commas between them, such as sdgm,gpt2; got none")
+    return tuple(dict.fromkeys(entries))
+
+
+def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
+    """Return how an entry is trained.
+
+    Raises:
+        ConfigError: an unknown name, key or protocol, or a size that cannot be had.
+    """
+    name, _, changes = entry.partition(":")
+    if terms.protocol not in PROTOCOLS:
+        raise ConfigError(f"--protocol: expected {' or '.join(PROTOCOLS)}, got {terms.protocol!r}")
+    if name != "sdgm" and name not in MIXERS:
+        raise ConfigError(f"--models: expected sdgm, ablations, {', '.join(MIXERS)}, got {name!r}")
+    base = PRESET_RUNS[PROTOCOLS[terms.protocol]]
+    settings: dict[str, Any] = {"vocab_size": terms.vocab_size, "window": terms.window}
+    settings["dropout"] = base.model.dropout
+    try:
+        if name == "sdgm" and terms.protocol == "paper":
+            model = scaled(preset("paper", **settings), terms.num_parameters)
+        else:
+            model = sized("ringing" if name == "sdgm" else name, terms.num_parameters, **settings)
+        training = replace(base.training, **{**(terms.training or {}), "seed": seed})
+        loss = base.loss if name == "sdgm" else LossWeights()
+        config = replace(base, corpus=terms.corpus, model=model, loss=loss, training=training)
+        return _changed(config, dict(_changes(entry, changes)))
+    except ValueError as reason:
+        raise ConfigError(f"{entry}: {reason}") from reason
+
+
+def _changes(entry: str, text: str) -> Iterator[tuple[str, str]]:
+    for change in filter(None, text.split("+")):
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"{entry}: expected KEY=VALUE, got {change!r}; write it as in sdgm:beta=0+K=64")
+        yield SHORT.get(key, key), value
+
+
+def _changed(config: RunConfig, changes: dict[str, str]) -> RunConfig:
+    tables: dict[str, Any] = {"model": config.model, "loss": config.loss, "training": config.training}
+    new: dict[str, dict[str, Any]] = {name: {} for name in tables}
+    known = {f.name: name for name, table in tables.items() for f in fields(table)}
+    for key, text in changes.items():
+        if key not in known:
+            raise ValueError(f"a key must be one of {', '.join([*SHORT, *sorted(known)])}, got {key!r}")
+        new[known[key]][key] = _value(key, text, getattr(tables[known[key]], key))
+    model, loss, training = (replace(table, **new[name]) for name, table in tables.items())
+    return replace(config, model=model, loss=loss, training=training)
+
+
+def _value(key: str, text: str, before: object) -> object:
+    """Read a value of the kind that a field has."""
+    if isinstance(before, str):
+        return text
+    if isinstance(before, bool):
+        if text not in ("true", "false"):
+            raise ValueError(f"{key} must be true or false, got {text!r}")
+        return text == "true"
+    try:
+        return type(before)(text)  # type: ignore[call-arg]
+    except ValueError:
+        raise ValueError(f"{key} must be a number, got {text!r}") from None
+
+
+def compare(
+    entries: Sequence[str],
+    terms: Terms,
+    folder: Path,
+    cache: Path,
+    seeds: int = 1,
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[Outcome]:
+    """Train every entry with every seed, those that are not there yet, and return what came of each.
+
+    Raises:
+        ConfigError: an entry cannot be read; before anything is trained.
+        RunError: the folder holds a trial of the same name with other settings.
+        KeyboardInterrupt: a signal came; what was under way is saved, and the next call goes on with it.
+    """
+    trials = {
+        (entry, seed): Trial(
+            config=entry_config(entry, terms, seed),
+            minutes=terms.minutes,
+            device=terms.device,
+            precision=terms.precision,
+        )
+        for seed in range(seeds)
+        for entry in entries
+    }
+    places: dict[Trial, Path] = {}  # entries that come to the same are trained once
+    outcomes = []
+    for number, ((entry, seed), trial) in enumerate(trials.items(), start=1):
+        name = re.sub(r"[^\w.=+-]", "-", entry) + f"-seed{seed}"
+        place = places.setdefault(trial, folder / name)
+        _prepare(place, trial)
+        result = Result.read(place)
+        progress(
+            f"{number}/{len(trials)} {entry}, seed {seed}"
+            + (f": {result.status} already" if result else f": {trial.config.model.layer}")
+        )
+        outcomes.append(Outcome(entry, seed, place, result or _run(place, cache)))
+    return outcomes
+
+
+def _prepare(place: Path, trial: Trial) -> None:
+    if not (place / TRIAL).exists():
+        write_json(place / TRIAL, trial.to_dict())
+    elif Trial.read(place) != trial:
+        raise RunError(
+            f"{place} holds a trial with other settings: choose another --out, or delete that folder"
+        )
+
+
+def _run(place: Path, cache: Path) -> Result:
+    """Run a trial in a process of its own."""
+    process = subprocess.Popen([sys.executable, "-m", "sdgm_edge.trial", str(place), str(cache)])
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()  # it finishes its step and saves
+        process.wait()
+        raise
+    if code == 130:
+        raise KeyboardInterrupt
+    result = Result.read(place)
+    if code or result is None:  # nothing is left behind, so that the next call tries again
+        reason = f"killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
+        return Result(status="failed", reason=f"the training process was {reason}; see {place}")
+    return result
+
+
+def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Return a row for each entry: the mean over its seeds, and the sample deviation where there are several.
+
+    An entry one of whose seeds diverged or failed has that as its status.
+    """
+    rows = []
+    for entry in dict.fromkeys(outcome.entry for outcome in outcomes):
+        results = [outcome.result for outcome in outcomes if outcome.entry == entry]
+        bad = [result for result in results if result.status != "finished"]
+        row: dict[str, Any] = {
+            "entry": entry,
+            "status": bad[0].status if bad else "finished",
+            "reason": bad[0].reason if bad else None,
+            "seeds": len(results),
+            "finished": len(results) - len(bad),
+        }
+        for name in FIGURES:
+            values = [value for result in results if (value := getattr(result, name)) is not None]
+            row[name] = sum(values) / len(values) if values else None
+            row[f"{name}_spread"] = _deviation(values)
+        row["results"] = [asdict(result) for result in results]
+        rows.append(row)
+    return rows
+
+
+FIGURES = (
+    "num_parameters",
+    "word_perplexity",
+    "bits_per_byte",
+    "token_perplexity",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "cosine",
+    "steps",
+    "seconds",
+)
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -1,0 +1,195 @@
+"""A comparison as a report: Markdown, JSON, and one HTML page that opens from disk, plots and all."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdgm_edge.atomic import replacing
+from sdgm_edge.compare import Outcome, Terms, summarize
+from sdgm_edge.runtime import RunError
+from sdgm_edge.shards import Corpus
+
+NOTES = (
+    "Word perplexity and bits per byte compare between tokenizers, token perplexity does not.",
+    "Every token of the validation text is scored once, from its first to its last, state carried along; "
+    "models that read in windows (gpt2, linformer, fnet) begin each window afresh.",
+    "± is the sample standard deviation over seeds. Training tokens/s is the median over steps, validation "
+    "left out. Peak memory is that of the training process, validation included, or of its GPU.",
+    "Cosine is between an embedding and its reconstruction x̂, over the validation text; SDGMs have one.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table."""
+
+    title: str
+    figure: str
+    scale: float
+    digits: int
+
+
+COLUMNS = (
+    Column("parameters, M", "num_parameters", 1e-6, 2),
+    Column("word perplexity", "word_perplexity", 1, 1),
+    Column("bits per byte", "bits_per_byte", 1, 3),
+    Column("token perplexity", "token_perplexity", 1, 1),
+    Column("training tokens/s", "tokens_per_second", 1, 0),
+    Column("peak memory, MB", "peak_memory_bytes", 1e-6, 0),
+    Column("cosine", "cosine", 1, 3),
+    Column("steps", "steps", 1, 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was compared, how, where, and what came of it."""
+
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def titles(self) -> list[str]:
+        """Of the table's columns."""
+        return ["model", *(column.title for column in COLUMNS), "status"]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The table, as text."""
+        return [
+            [row["entry"], *(_cell(row, column) for column in COLUMNS), _status(row)] for row in self.rows
+        ]
+
+    def markdown(self) -> str:
+        """The report for a README."""
+        lines = ["# Comparison", "", *(f"- {name}: {value}" for name, value in self.about.items()), ""]
+        lines += [f"| {' | '.join(self.titles)} |", "|---" + "|--:" * len(COLUMNS) + "|---|"]
+        lines += [f"| {' | '.join(cells)} |" for cells in self.cells]
+        lines += ["", *(f"- {note}" for note in NOTES)]
+        lines += ["", *(f"- **{row['entry']}**: {row['reason']}" for row in self.rows if row["reason"])]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def json(self) -> str:
+        """The report for a machine: means, spreads, and every single result."""
+        return json.dumps({"about": self.about, "rows": self.rows}, indent=2, allow_nan=False) + "\n"
+
+    def html(self) -> str:
+        """The report as one page without a link to anything."""
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in self.titles)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>\n" for cells in self.cells
+        )
+        about = "".join(f"<li>{html.escape(f'{name}: {value}')}</li>" for name, value in self.about.items())
+        reasons = [f"{row['entry']}: {row['reason']}" for row in self.rows if row["reason"]]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*NOTES, *reasons))
+        plots = "".join(
+            f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+            for title, png in _plots(self.rows)
+        )
+        return PAGE.format(head=head, body=body, about=about, notes=notes, plots=plots)
+
+    def write(self, folder: Path) -> None:
+        """Leave `report.md`, `report.json` and `report.html` in a folder."""
+        for name, text in (("md", self.markdown()), ("json", self.json()), ("html", self.html())):
+            with replacing(folder / f"report.{name}", RunError) as file:
+                file.write(text.encode())
+
+
+def make_report(outcomes: Sequence[Outcome], terms: Terms, corpus: Corpus) -> Report:
+    """Return the report of a comparison."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    about = {
+        "text": ", ".join(Path(name).name for name in terms.corpus.train) or "pydoc",
+        "training tokens": len(corpus.train),
+        "validation tokens": len(corpus.valid),
+        "validation sha256": corpus.valid.sha256,
+        "tokenizer": f"{corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens",
+        "parameters asked for": terms.num_parameters,
+        "protocol": terms.protocol,
+        "training": ", ".join(f"{name} {value}" for name, value in (terms.training or {}).items())
+        or "as the protocol says",
+        "matched in": f"time, {terms.minutes:g} minutes each" if terms.minutes else "text",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}, "
+        f"torch {torch.__version__}",
+    }
+    return Report(about, summarize(outcomes))
+
+
+def _cell(row: dict[str, Any], column: Column) -> str:
+    value, spread = row[column.figure], row[f"{column.figure}_spread"]
+    if value is None:
+        return "–"
+    text = f"{value * column.scale:,.{column.digits}f}"
+    return f"{text} ± {spread * column.scale:,.{column.digits}f}" if spread else text
+
+
+def _status(row: dict[str, Any]) -> str:
+    seeds = f"{row['finished']} of {row['seeds']} seeds finished" if row["seeds"] > 1 else ""
+    return row["status"] if row["status"] == "finished" else f"**{row['status']}** {seeds}".strip()
+
+
+def _plots(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
+    """Return titles and PNGs: perplexity while training, and quality against speed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    plots = []
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for row in rows:
+        curve = row["results"][0]["curve"]
+        if curve:
+            axes.plot(*zip(*curve, strict=True), "o-", markersize=3, label=row["entry"])
+    axes.set(xlabel="step", ylabel="validation word perplexity", yscale="log")
+    plots.append(("word perplexity while training", figure, axes))
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for row in rows:
+        speed, quality = row["tokens_per_second"], row["word_perplexity"]
+        if speed is not None and quality is not None:
+            spread = row["word_perplexity_spread"] or 0.0
+            axes.errorbar(speed, quality, yerr=spread, fmt="o", label=row["entry"])
+    axes.set(xlabel="training tokens/s", ylabel="validation word perplexity")
+    plots.append(("quality against speed", figure, axes))
+    pictures = []
+    for title, figure, axes in plots:
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, ncols=math.ceil(len(rows) / 12))
+        data = io.BytesIO()
+        figure.savefig(data, dpi=110, metadata={"Software": None})
+        pyplot.close(figure)
+        pictures.append((title, data.getvalue()))
+    return pictures
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Comparison</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+img {{ max-width: 100%; margin-top: 1rem; }}
+li {{ color: #444; }}
+</style></head><body>
+<h1>Comparison</h1>
+<ul>{about}</ul>
+<table><thead><tr>{head}</tr></thead><tbody>
+{body}</tbody></table>
+{plots}<ul>{notes}</ul>
+</body></html>
+"""

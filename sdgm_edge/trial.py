@@ -1,0 +1,234 @@
+"""One training of a comparison, in a process of its own: `python -m sdgm_edge.trial FOLDER CACHE`.
+
+FOLDER holds `trial.json`, what to train and how, and in the end `result.json`, what came of it. Between them
+it is a run folder like any other: a trial that was interrupted goes on from its checkpoint. A process of its
+own has a peak of memory of its own, and cannot take the others with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdgm_edge import checkpoint, training
+from sdgm_edge.atomic import replacing
+from sdgm_edge.config import RunConfig
+from sdgm_edge.evaluation import reconstruction_cosine, total_nll
+from sdgm_edge.parallel import Group
+from sdgm_edge.recorder import read_log
+from sdgm_edge.run import load_run
+from sdgm_edge.runtime import DivergedError, RunError, Score, SdgmError
+from sdgm_edge.shards import Corpus, prepare_corpus
+from sdgm_edge.tokenization import UNKNOWN
+
+TRIAL, RESULT = "trial.json", "result.json"
+WARM_STEPS, TIMED_SECONDS = 2, 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What to train and how."""
+
+    config: RunConfig
+    minutes: float = 0.0
+    """Train for about so long, whatever that is in steps; 0 for what the config says."""
+    device: str = "auto"
+    precision: str = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    @classmethod
+    def read(cls, folder: Path) -> Trial:
+        """Read what `to_dict` wrote into a folder."""
+        values = json.loads((folder / TRIAL).read_bytes())
+        return cls(**{**values, "config": RunConfig.from_dict(values["config"], str(folder / TRIAL))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a trial. Figures that do not apply, or were never reached, are None."""
+
+    status: str
+    """`finished`, `diverged` or `failed`."""
+    reason: str | None = None
+    """Why it is not finished."""
+    num_parameters: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    """In training, the median over all steps, validation left out."""
+    peak_memory_bytes: int | None = None
+    """Of the training process; of the GPU where it trains on one."""
+    token_perplexity: float | None = None
+    word_perplexity: float | None = None
+    bits_per_byte: float | None = None
+    cosine: float | None = None
+    """Mean cosine similarity of x̂ and x over the validation text, where a model has a reconstruction."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """Step and validation word perplexity."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Result | None:
+        """Read a folder's result; None where there is none yet."""
+        path = folder / RESULT
+        if not path.exists():
+            return None
+        values = json.loads(path.read_bytes())
+        return cls(**{**values, "curve": tuple((step, value) for step, value in values["curve"])})
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values, whole or not at all."""
+    with replacing(path, RunError) as file:
+        file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def run_trial(
+    folder: Path, corpus: Corpus, on_step: Callable[[training.Progress], None] = lambda progress: None
+) -> Result:
+    """Train what `trial.json` says, or go on with it; score it, and leave `result.json`.
+
+    Raises:
+        Interrupted: a signal came; the next call goes on.
+    """
+    trial = Trial.read(folder)
+    resume = bool(checkpoint.existing(folder / "checkpoints", "last"))
+    config = trial.config
+    if trial.minutes and not resume:
+        config = _for_minutes(trial, corpus, folder)
+    memory = None
+
+    def watched(progress: training.Progress) -> None:
+        nonlocal memory
+        memory = peak_memory()  # before the last mixture is fitted, which is no part of the loop
+        on_step(progress)
+
+    try:
+        summary = training.train(
+            config,
+            corpus,
+            folder,
+            resume=resume,
+            device=trial.device,
+            precision=trial.precision,
+            on_step=watched,
+        )
+        result = _measured(folder, corpus, summary, memory, trial.device)
+    except DivergedError as reason:
+        result = Result(status="diverged", reason=str(reason), curve=_curve(folder))
+    write_json(folder / RESULT, asdict(result))
+    return result
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes that this process has held: on its GPU if it used one, else in memory; None if
+    the system does not say."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # of this program alone; what `resource` says begins with its parent's
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _for_minutes(trial: Trial, corpus: Corpus, folder: Path) -> RunConfig:
+    """Return the config with as many steps as fit the minutes, from the speed of a few."""
+    model = replace(trial.config.model, vocab_size=corpus.tokenizer.vocab_size)
+    config = replace(trial.config, model=model)
+    place = training.pick_device(trial.device)
+    trainer = training.Trainer(config, corpus, folder, place, Group(), trial.precision, False)
+    for _ in range(WARM_STEPS):
+        trainer.train_step()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < TIMED_SECONDS:
+        float(trainer.train_step()[0].loss.detach())  # reading it waits for a GPU
+        steps += 1
+    a_step = (time.perf_counter() - began) / steps
+    max_steps = max(1, int(60 * trial.minutes / a_step))
+    return replace(config, training=replace(config.training, max_steps=max_steps))
+
+
+def _measured(
+    folder: Path, corpus: Corpus, summary: training.Summary, memory: int | None, device: str
+) -> Result:
+    run = load_run(folder, str(training.pick_device(device)))
+    valid, unknown = corpus.valid, None
+    if corpus.tokenizer.kind == "word":
+        unknown = corpus.tokenizer.token_id(UNKNOWN)
+    nll, num_words = total_nll(run.model, valid.tokens), valid.num_words + valid.num_lines
+    if not nll / num_words < 700:  # its exponential is no number
+        reason = f"the validation text has a likelihood of e^−{nll:.3g}"
+        return Result(status="diverged", reason=reason, curve=_curve(folder))
+    score = Score(
+        nll=nll,
+        num_tokens=len(valid) - 1,
+        num_words=num_words,
+        num_bytes=valid.num_bytes,
+        sha256=valid.sha256,
+        has_unk=unknown is not None and bool((valid.tokens == unknown).any()),
+    )
+    speeds = sorted(
+        float(row["tokens_per_second"]) for row in read_log(folder / "log.csv") if row["tokens_per_second"]
+    )
+    return Result(
+        status="finished",
+        num_parameters=summary.num_parameters,
+        steps=summary.steps,
+        seconds=summary.seconds,
+        tokens_per_second=speeds[len(speeds) // 2] if speeds else summary.tokens_per_second,
+        peak_memory_bytes=memory,
+        token_perplexity=score.token_perplexity,
+        word_perplexity=score.word_perplexity,
+        bits_per_byte=None if score.has_unk else score.bits_per_byte,
+        cosine=reconstruction_cosine(run.model, valid.tokens) if run.config.spectral else None,
+        curve=_curve(folder),
+    )
+
+
+def _curve(folder: Path) -> tuple[tuple[int, float], ...]:
+    return tuple(
+        (int(row["step"]), float(row["valid_word_perplexity"]))
+        for row in read_log(folder / "log.csv")
+        if row["valid_word_perplexity"]
+    )
+
+
+def main() -> None:
+    """Run the trial of a folder, as a process."""
+    from sdgm_edge.console import training_progress
+
+    folder, cache = map(Path, sys.argv[1:])
+    text = Trial.read(folder).config.corpus
+    try:
+        corpus = prepare_corpus(
+            text.train or ["pydoc"],
+            text.valid or None,
+            tokenizer_kind=text.tokenizer,
+            vocab_size=text.vocab_size if text.tokenizer == "bpe" else None,
+            cache=cache,
+        )
+        with training_progress(folder.name) as on_step:
+            run_trial(folder, corpus, on_step)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SdgmError as reason:
+        sys.exit(f"error: {reason}")
+
+
+if __name__ == "__main__":
+    main()

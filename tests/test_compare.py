@@ -1,0 +1,282 @@
+"""Comparisons: what entries mean, trials as processes that go on and never take the others along, reports."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+from test_training import StopAfter
+
+from sdgm_edge import trial as trials
+from sdgm_edge.compare import (
+    ABLATIONS,
+    Outcome,
+    Terms,
+    compare,
+    entry_config,
+    parse_budget,
+    parse_entries,
+    summarize,
+)
+from sdgm_edge.config import CorpusConfig
+from sdgm_edge.losses import LossWeights
+from sdgm_edge.models import MIXERS, count_parameters
+from sdgm_edge.report import COLUMNS, make_report
+from sdgm_edge.runtime import ConfigError, DivergedError, RunError
+from sdgm_edge.shards import prepare_corpus
+from sdgm_edge.training import Interrupted
+from sdgm_edge.trial import Result, Trial, run_trial, write_json
+
+LINE = "the cat sat on the mat and the dog lay on the rug by the fire.\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "text.txt").write_text(LINE * 200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def terms(place):
+    return Terms(
+        corpus=CorpusConfig(train=(str(place / "text.txt"),), vocab_size=270),
+        vocab_size=270,
+        num_parameters=20_000,
+        training={"max_steps": 6, "batch_size": 4},
+        window=8,
+        device="cpu",
+        precision="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(place):
+    return prepare_corpus([place / "text.txt"], vocab_size=270, cache=place / "cache")
+
+
+def begin(folder, terms, entry="gpt2", **changes):
+    one = Trial(config=entry_config(entry, terms, seed=0), device="cpu", precision="float32", **changes)
+    write_json(folder / "trial.json", one.to_dict())
+    return one
+
+
+def test_budgets_are_read():
+    assert [parse_budget(text) for text in ("4M", "250k", "22.8m", "17")] == [
+        4_000_000,
+        250_000,
+        22_800_000,
+        17,
+    ]
+    for text in ("", "M", "-4M", "0", "4 trees"):
+        with pytest.raises(ConfigError, match="expected a number of parameters such as 4M or 250k, got"):
+            parse_budget(text)
+
+
+def test_entries_are_read_once_each():
+    assert parse_entries("sdgm, gpt2,sdgm") == ("sdgm", "gpt2")
+    assert parse_entries("ablations,sdgm,lstm", "paper") == (*ABLATIONS["paper"], "lstm")
+    with pytest.raises(ConfigError, match="expected names with commas between them"):
+        parse_entries(" ,")
+
+
+@pytest.mark.parametrize("protocol", ["paper", "best"])
+@pytest.mark.parametrize("entry", ["sdgm", *MIXERS])
+def test_all_share_their_terms_and_their_size(terms, protocol, entry):
+    terms = dataclasses.replace(terms, protocol=protocol, num_parameters=100_000)
+    ours, config = entry_config("sdgm", terms, seed=3), entry_config(entry, terms, seed=3)
+    assert config.training == ours.training
+    assert config.corpus == ours.corpus
+    assert (config.model.window, config.model.dropout) == (8, ours.model.dropout)
+    assert count_parameters(config.model) == pytest.approx(100_000, rel=0.05)
+    assert (config.training.seed, config.training.max_steps) == (3, 6)
+    if entry != "sdgm":
+        assert config.loss == LossWeights()
+
+
+def test_the_papers_protocol_is_the_papers(terms):
+    config = entry_config("sdgm", dataclasses.replace(terms, protocol="paper"), seed=0)
+    assert (config.model.layer, config.model.residual, config.model.num_layers) == ("clock", False, 1)
+    assert config.loss.spectrum > 0
+    assert (config.training.optimizer, config.training.learning_rate) == ("adam", 1e-3)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "best"])
+def test_ablations_change_what_they_say_and_nothing_else(terms, protocol):
+    terms = dataclasses.replace(terms, protocol=protocol)
+    base = entry_config("sdgm", terms, seed=0)
+    for entry in ABLATIONS[protocol]:
+        config = entry_config(entry, terms, seed=0)
+        fields = {
+            f"{table}.{f.name}"
+            for table in ("model", "loss", "training")
+            for f in dataclasses.fields(getattr(base, table))
+            if getattr(getattr(config, table), f.name) != getattr(getattr(base, table), f.name)
+        }
+        assert len(fields) <= entry.count("="), entry
+    assert entry_config("sdgm:beta=0", dataclasses.replace(terms, protocol="paper"), 0).loss.spectrum == 0
+    assert entry_config("gpt2:lr=1e-3+depth=2+dropout=0.3", terms, 0).training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("gpt3", "expected sdgm, ablations, gpt2, .*, got 'gpt3'"),
+        ("sdgm:beta", r"expected KEY=VALUE, got 'beta'; write it as in sdgm:beta=0\+K=64"),
+        ("sdgm:colour=1", "sdgm:colour=1: a key must be one of alpha, beta, .*, got 'colour'"),
+        ("sdgm:K=many", "num_atoms must be a number, got 'many'"),
+        ("sdgm:residual=1", "residual must be true or false, got '1'"),
+        ("gpt2:alpha=1", "a model of layer 'gpt2' has no dictionary"),
+        ("lstm:K=0", "model.num_atoms must be a whole number of at least 1"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(terms, entry, message):
+    with pytest.raises(ConfigError, match=message):
+        entry_config(entry, terms, seed=0)
+
+
+def test_terms_that_cannot_be_met_are_named(terms):
+    with pytest.raises(ConfigError, match="--protocol: expected paper or best, got 'worst'"):
+        entry_config("sdgm", dataclasses.replace(terms, protocol="worst"), 0)
+    with pytest.raises(ConfigError, match="no ringing model of 3 layers has 9 parameters within 5%"):
+        entry_config("sdgm", dataclasses.replace(terms, num_parameters=9), 0)
+
+
+def test_a_comparison_trains_in_processes_and_is_not_done_twice(place, terms, corpus):
+    told = []
+    out = place / "out"
+    outcomes = compare(["sdgm", "lstm"], terms, out, place / "cache", progress=told.append)
+    assert [o.result.status for o in outcomes] == ["finished", "finished"]
+    ours, lstm = (o.result for o in outcomes)
+    assert ours.steps == lstm.steps == 6
+    assert -1 <= ours.cosine <= 1
+    assert lstm.cosine is None
+    assert ours.word_perplexity > ours.token_perplexity > 1
+    assert ours.peak_memory_bytes > 50e6
+    assert ours.curve[-1][0] == 6
+    results = [o.folder / "result.json" for o in outcomes]
+    before = [path.stat().st_mtime_ns for path in results]
+    again = compare(["sdgm", "lstm", "lstm:seed=0"], terms, out, place / "cache", progress=told.append)
+    assert [o.result for o in again] == [ours, lstm, lstm], "entries that come to the same are one trial"
+    assert [path.stat().st_mtime_ns for path in results] == before
+    assert told[0] == "1/2 sdgm, seed 0: ringing"
+    assert told[2] == "1/3 sdgm, seed 0: finished already"
+    with pytest.raises(RunError, match=r"lstm-seed0 holds a trial with other settings: choose another --out"):
+        compare(["lstm"], dataclasses.replace(terms, window=4), out, place / "cache")
+    report = make_report(again, terms, corpus)
+    report.write(out)
+    assert json.loads((out / "report.json").read_text())["rows"][1]["entry"] == "lstm"
+
+
+def test_a_trial_that_cannot_run_does_not_end_the_comparison(place, terms, tmp_path, capfd):
+    nowhere = dataclasses.replace(terms, corpus=CorpusConfig(train=(str(place / "gone.txt"),)))
+    (outcome,) = compare(["lstm"], nowhere, tmp_path, place / "cache")
+    assert outcome.result.status == "failed"
+    assert "ended with code 1" in outcome.result.reason
+    assert capfd.readouterr().err.startswith("error: ")
+    assert Result.read(outcome.folder) is None, "so that it is tried again"
+
+
+def test_an_interrupted_trial_goes_on(terms, corpus, tmp_path):
+    begin(tmp_path / "whole", terms)
+    begin(tmp_path / "parts", terms)
+    with pytest.raises(Interrupted):
+        run_trial(tmp_path / "parts", corpus, StopAfter(4))
+    assert Result.read(tmp_path / "parts") is None
+    run_trial(tmp_path / "whole", corpus)
+    run_trial(tmp_path / "parts", corpus)
+    whole, parts = (Result.read(tmp_path / name) for name in ("whole", "parts"))
+    assert parts.steps == 6
+    assert parts.word_perplexity == whole.word_perplexity
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
+def test_an_interrupted_comparison_leaves_a_checkpoint(place, terms, tmp_path, monkeypatch):
+    endless = dataclasses.replace(terms, training={"max_steps": 100_000, "batch_size": 4})
+    seen = {}
+
+    class Waited:
+        def __init__(self, command):
+            self.process = real(command)
+
+        def wait(self):
+            log = tmp_path / "lstm-seed0/log.csv"
+            while not seen and self.process.poll() is None:
+                if log.exists() and log.read_text().count("\n") > 2:
+                    seen["log"] = True
+                    raise KeyboardInterrupt
+            return self.process.wait()
+
+        def terminate(self):
+            self.process.send_signal(signal.SIGTERM)
+
+    real = trials_popen()
+    monkeypatch.setattr("sdgm_edge.compare.subprocess.Popen", Waited)
+    with pytest.raises(KeyboardInterrupt):
+        compare(["lstm"], endless, tmp_path, place / "cache")
+    assert seen
+    assert list((tmp_path / "lstm-seed0/checkpoints").glob("last-*"))
+
+
+def trials_popen():
+    import subprocess
+
+    return subprocess.Popen
+
+
+def test_a_model_that_diverges_is_reported_as_diverged(terms, corpus, tmp_path, monkeypatch):
+    begin(tmp_path, terms)
+
+    def diverge(*arguments, **settings):
+        raise DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(trials.training, "train", diverge)
+    assert run_trial(tmp_path, corpus).status == "diverged"
+    result = Result.read(tmp_path)
+    report = make_report([Outcome("gpt2", 0, tmp_path, result)], terms, corpus)
+    assert "**diverged**" in report.markdown()
+    assert "**gpt2**: the loss is nan at step 3" in report.markdown()
+    assert "the loss is nan at step 3" in report.html()
+
+
+def test_trials_can_be_matched_in_time(terms, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "TIMED_SECONDS", 0.1)
+    begin(tmp_path, terms, minutes=1 / 60)
+    result = run_trial(tmp_path, corpus)
+    assert result.steps > 6, "not the steps of the config"
+    assert result.steps == json.loads((tmp_path / "config.json").read_text())["training"]["max_steps"]
+
+
+def test_rows_have_means_and_spreads(tmp_path):
+    good = [Result(status="finished", word_perplexity=p, num_parameters=10) for p in (90.0, 100.0, 110.0)]
+    bad = Result(status="diverged", reason="nan")
+    outcomes = [Outcome("a", i, tmp_path, result) for i, result in enumerate(good)]
+    outcomes += [Outcome("b", 0, tmp_path, good[0]), Outcome("b", 1, tmp_path, bad)]
+    a, b = summarize(outcomes)
+    assert (a["word_perplexity"], a["word_perplexity_spread"], a["status"]) == (100.0, 10.0, "finished")
+    assert (b["status"], b["finished"], b["seeds"], b["word_perplexity"]) == ("diverged", 1, 2, 90.0)
+    assert b["cosine"] is None
+
+
+def test_report_says_the_same_in_three_forms_and_needs_nothing_else(terms, corpus, tmp_path):
+    result = Result(
+        status="finished",
+        word_perplexity=1234.5,
+        num_parameters=4_000_000,
+        tokens_per_second=9.0,
+        curve=((1, 5.0),),
+    )
+    outcomes = [Outcome("sdgm:beta=0", seed, tmp_path, result) for seed in (0, 1)]
+    outcomes.append(Outcome("<gpt2>", 0, tmp_path, dataclasses.replace(result, word_perplexity=2.0)))
+    report = make_report(outcomes, terms, corpus)
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    assert "&lt;gpt2&gt;" in page
+    table = (tmp_path / "report.md").read_text()
+    assert "| sdgm:beta=0 | 4.00 | 1,234.5 |" in table
+    assert all(column.title in table and column.title in page for column in COLUMNS)
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["word_perplexity"] for row in rows] == [1234.5, 2.0]
