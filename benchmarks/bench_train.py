@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from sdgm_edge.models.scan import scan_chunks, scan_steps
+from sdgm_edge.models.ring import ring_chunks, ring_steps
 from torch import Tensor
 
 from sdgm_edge.config import PRESET_RUNS, TrainingConfig
@@ -34,7 +34,7 @@ BATCH, WINDOW, ROUNDS = 32, 128, 5
 VOCABULARIES = (4096, 10_000, 33_278)
 
 
-def scan_doubling(f: Tensor, b: Tensor, h: Tensor) -> Tensor:
+def doubling(f: Tensor, b: Tensor, h: Tensor) -> Tensor:
     """The Hillis–Steele scan: after stage s every place holds the composition of the 2^s steps up to it."""
     b = torch.cat([(b[0] + f[0] * h)[None], b[1:]])
     reach = 1
@@ -45,10 +45,27 @@ def scan_doubling(f: Tensor, b: Tensor, h: Tensor) -> Tensor:
     return b
 
 
-SCANS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "one step after another (ours)": scan_steps,
-    "cumulative sums in chunks of 16": lambda f, b, h: scan_chunks(f.log(), b, h),
-    "doubling (Hillis–Steele)": scan_doubling,
+def ring_doubling(v: Tensor, f: Tensor, omega: Tensor, z: Tensor) -> Tensor:
+    """Doubling on complex numbers, as the recurrence reads."""
+    turn = torch.polar(torch.ones_like(omega), omega)
+    states = doubling(f * turn, ((1 - f) * v).to(turn.dtype), torch.complex(z[:, 0], z[:, 1]))
+    return torch.stack([states.real, states.imag], dim=2)
+
+
+def ring_doubling_real(v: Tensor, f: Tensor, omega: Tensor, z: Tensor) -> Tensor:
+    """Doubling on real numbers, in the frame that turns with the atoms."""
+    angle = omega * torch.arange(1, len(v) + 1)[:, None, None]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    b = (1 - f) * v
+    real, imag = doubling(f[:, :, None], torch.stack([b * cos, -b * sin], dim=2), z).unbind(2)
+    return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=2)
+
+
+SCANS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "one step after another (ours)": ring_steps,
+    "cumulative sums in chunks of 16": ring_chunks,
+    "doubling, turning frame": ring_doubling_real,
+    "doubling, as the recurrence reads": ring_doubling,
 }
 
 
@@ -88,24 +105,41 @@ def in_turns(steps: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dic
 
 
 def bench_scan() -> list[dict[str, object]]:
-    """edge-micro with each form of the scan."""
+    """Training edge-micro with each form of the recurrence, and the recurrence alone with its gradient."""
     training = Training("edge-micro", 4096)
+    layer = training.model.blocks[0].atoms
+    v, gate = torch.randn(2, WINDOW, BATCH, layer.num_atoms).requires_grad_()
+    state = torch.zeros(BATCH, 2, layer.num_atoms)
 
-    def with_scan(scan: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], float]:
+    def whole(ring: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Callable[[], float]:
         def step() -> float:
-            ringing.scan_steps = scan
+            ringing.ring_steps = ring
             try:
                 return training.step()
             finally:
-                ringing.scan_steps = scan_steps
+                ringing.ring_steps = ring_steps
 
         return step
 
-    medians = in_turns({name: with_scan(scan) for name, scan in SCANS.items()})
-    slowest = medians["doubling (Hillis–Steele)"]
+    def alone(ring: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Callable[[], float]:
+        def step() -> float:
+            began = time.process_time()
+            ring(v, torch.sigmoid(gate + 3), layer.omega, state).sum().backward()
+            return time.process_time() - began
+
+        return step
+
+    steps = in_turns({name: whole(ring) for name, ring in SCANS.items()})
+    rings = in_turns({name: alone(ring) for name, ring in SCANS.items()})
     return [
-        {"edge-micro, scan": name, "tokens/s": BATCH * WINDOW / t, "against doubling": slowest / t}
-        for name, t in medians.items()
+        {
+            "edge-micro, recurrence": name,
+            "tokens/s": round(BATCH * WINDOW / steps[name]),
+            "ours against it": steps[name] / steps[next(iter(SCANS))],
+            "recurrence alone, ms a layer": 1e3 * rings[name],
+            "ours alone against it": rings[name] / rings[next(iter(SCANS))],
+        }
+        for name in SCANS
     ]
 
 
@@ -120,10 +154,11 @@ def bench_vocabulary() -> list[dict[str, object]]:
         rows.append(
             {
                 "edge-micro, vocabulary": f"{size:,}",
-                "tokens/s": BATCH * WINDOW / medians[f"{size:,}"],
+                "tokens/s": round(BATCH * WINDOW / medians[f"{size:,}"]),
                 "logits chunk, MiB": peak["chunk"] / 2**20,
                 "peak beyond inputs and gradients, MiB": peak["peak"] / 2**20,
-                "copies of the chunk": peak["peak"] / peak["chunk"],
+                "of it weight-sized, MiB": peak["weights"] / 2**20,
+                "the rest, in chunks": (peak["peak"] - peak["weights"]) / peak["chunk"],
                 "logits of the whole batch, MiB": BATCH * WINDOW * size * 4 / 2**20,
             }
         )
@@ -131,7 +166,7 @@ def bench_vocabulary() -> list[dict[str, object]]:
 
 
 def memory_of(vocab_size: int) -> dict[str, int]:
-    """Return the peak memory of the loss, beyond what it is given and what it returns; a process of its own."""
+    """Return the peak memory of the loss beyond what it is given and returns, in a process of its own."""
     model = SDGM(preset("edge-micro", vocab_size=vocab_size, num_layers=1))
     ids = torch.randint(vocab_size, (WINDOW, BATCH))
     features = model.features(ids, model.initial_state(BATCH))
@@ -144,7 +179,13 @@ def memory_of(vocab_size: int) -> dict[str, int]:
     with torch.autocast("cpu", torch.bfloat16, enabled=supports_bf16(torch.device("cpu"))):
         vocabulary_nll(features, model, ids)
     rows = max(LEAST_ROWS, LOGITS_AT_ONCE // vocab_size)
-    return {"chunk": rows * vocab_size * 4, "peak": peak_memory() - before - returned}
+    # In bf16: the weights, and what a chunk adds to their gradient.
+    low_precision = 2 * 2 * model.embedding.weight.numel()
+    return {
+        "chunk": rows * vocab_size * 4,
+        "peak": peak_memory() - before - returned,
+        "weights": low_precision,
+    }
 
 
 def peak_memory() -> int:
@@ -160,7 +201,7 @@ def bench_clock() -> list[dict[str, object]]:
     plain.objective.weights = LossWeights()
     medians = in_turns({"all four terms": full.step, "language model alone": plain.step})
     return [
-        {"paper (D 512, K 256, L 128), loss": name, "tokens/s": BATCH * WINDOW / t}
+        {"paper (D 512, K 256, L 128), loss": name, "tokens/s": round(BATCH * WINDOW / t)}
         for name, t in medians.items()
     ]
 

@@ -10,8 +10,6 @@
 The dictionary (A, Φ) is held as the two matrices A cos Φ and −A sin Φ, one on top of the other, so that
 synthesis is one product; amplitude and phase are read back from them. ω and λ are learned.
 
-For training, h_t = e^{−iωt} z_t turns with the atoms: its recurrence is real, and a scan computes it.
-
 Shapes: T time, B batch, D width, K atoms; 2 is real and imaginary part.
 """
 
@@ -25,7 +23,8 @@ from torch.nn import functional
 
 from .config import ModelConfig
 from .layers import CausalConv, activation
-from .scan import LOG_DECAY_FLOOR, scan_chunks, scan_steps
+from .ring import ring_chunks, ring_steps
+from .scan import LOG_DECAY_FLOOR
 
 OMEGA_RANGE = (1e-3, math.pi)
 LAMBDA_RANGE = (1.0, 6.0)
@@ -66,25 +65,11 @@ class RingingAtoms(nn.Module):
         """Return x̂ (T, B, D), the mixing vectors (T, B, 2K) and the new state, for a whole window."""
         u_TBD, conv_BWD = self.conv(x_TBD, conv_BWD)
         v_TBK, f_TBK, g_TBK = self.strike(self.activation(u_TBD)).chunk(3, dim=-1)
-        z_TB2K = self._ring(v_TBK.float(), f_TBK.float(), atoms_B2K)
+        f_TBK = torch.sigmoid(f_TBK.float() + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
+        ring = ring_chunks if x_TBD.is_cuda else ring_steps
+        z_TB2K = ring(v_TBK.float(), f_TBK, self.omega, atoms_B2K)
         mixing_TBM = (functional.silu(g_TBK.float())[:, :, None] * z_TB2K).flatten(2)
         return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWD, z_TB2K[-1])
-
-    def _ring(self, v_TBK: Tensor, f_TBK: Tensor, atoms_B2K: Tensor) -> Tensor:
-        f_TBK = f_TBK + self.damping
-        time = torch.arange(1, len(v_TBK) + 1, device=v_TBK.device)[:, None, None]
-        angle = self.omega.float() * time  # (T, 1, K)
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        if v_TBK.is_cuda:
-            log_f = functional.logsigmoid(f_TBK).clamp_min(LOG_DECAY_FLOOR)
-            b_TBK = -torch.expm1(log_f) * v_TBK
-            h = scan_chunks(log_f[:, :, None], torch.stack([b_TBK * cos, -b_TBK * sin], dim=2), atoms_B2K)
-        else:
-            f = torch.sigmoid(f_TBK).clamp_min(math.exp(LOG_DECAY_FLOOR))
-            b_TBK = (1 - f) * v_TBK
-            h = scan_steps(f[:, :, None], torch.stack([b_TBK * cos, -b_TBK * sin], dim=2), atoms_B2K)
-        real, imag = h.unbind(2)
-        return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=2)
 
     def step(
         self, x_BD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor

@@ -24,7 +24,7 @@ from sdgm_edge.models import Features, LanguageModel, copy_log_probs
 N_FFT, HOP = 256, 64
 LOGITS_AT_ONCE = 1 << 21
 """Logits in one chunk: 8 MiB of float32, which a processor's cache holds …"""
-LEAST_ROWS = 256
+LEAST_ROWS = 512
 """… but not fewer tokens than this, or adding up the gradient of a large vocabulary would cost more."""
 
 
