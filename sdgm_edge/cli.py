@@ -245,6 +245,7 @@ for command in (
     commands_device.verify,
     commands_device.inspect,
     commands_compare.compare,
+    commands_compare.probe,
 ):
     app.command()(command)
 

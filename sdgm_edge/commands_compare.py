@@ -91,3 +91,54 @@ def compare(
         print(report.json(), end="")
     else:
         console.print_table(report.titles, report.cells, title=f"{folder}/report.html")
+
+
+def probe(
+    models: Annotated[
+        str, typer.Option(help="Names with commas, as for compare.")
+    ] = "sdgm,gpt2,transformer-xl,gated-recurrence,lstm",
+    tasks: Annotated[str, typer.Option(help="Names with commas.")] = "copy,selective,recall,needle",
+    params: Annotated[str, typer.Option(help="Parameters of each model.")] = "250k",
+    steps: Annotated[int, typer.Option(help="Training steps for each model and task.")] = 1000,
+    trained_distance: Annotated[int, typer.Option(help="The longest distance in training.")] = 128,
+    distances: Annotated[str, typer.Option(help="Distances to test.")] = "32,64,128,256,512,1024,2048,4096",
+    seed: Annotated[int, typer.Option(help="Of weights and tasks.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for findings; those in it are not made again.")] = Path(
+        "runs/probe"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Measure what models keep in mind, and how long: accuracy by distance, on tasks made on the fly."""
+    import dataclasses
+
+    from sdgm_edge.runtime import UsageError
+
+    from .compare import parse_budget, parse_entries
+    from .probe import Probe, table
+    from .probe import probe as run_probe
+
+    try:
+        tested = tuple(int(distance) for distance in distances.split(","))
+    except ValueError:
+        raise UsageError(f"--distances: expected numbers with commas, got {distances!r}") from None
+    settings = Probe(
+        num_parameters=parse_budget(params),
+        steps=steps,
+        trained_distance=trained_distance,
+        distances=tested,
+        seed=seed,
+        device=device,
+    )
+    findings = run_probe(
+        parse_entries(models),
+        [task.strip() for task in tasks.split(",")],
+        settings,
+        out,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        console.print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        title = f"answers that are right, by distance (trained up to {trained_distance}; by chance 3 %)"
+        console.print_table(*table(findings), title=title)
