@@ -26,6 +26,9 @@ def compare(
     epochs: Annotated[int | None, typer.Option(help="Passes over the text. Default: the protocol's.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
     minutes: Annotated[float, typer.Option(help="Train each for so long, in place of epochs.")] = 0.0,
+    rates: Annotated[
+        str, typer.Option(help="Learning rates with commas: every model is trained at each of them.")
+    ] = "",
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
     window: Annotated[int, typer.Option(help="Tokens of a training window.")] = 128,
     seeds: Annotated[int, typer.Option(help="How often each is trained.")] = 1,
@@ -41,7 +44,7 @@ def compare(
     """Train models of one size under the same terms, and report. Run again, it goes on where it stopped."""
     from sdgm_edge.runtime import UsageError
 
-    from .compare import Terms, parse_budget, parse_entries
+    from .compare import Terms, at_rates, parse_budget, parse_entries
     from .compare import compare as run_comparison
     from .config import RunConfig
     from .report import make_report
@@ -78,7 +81,7 @@ def compare(
     )
     folder = out or RUNS / f"compare-{Path(sources[0]).name.split('.')[0] if sources else 'pydoc'}"
     outcomes = run_comparison(
-        parse_entries(models, protocol),
+        at_rates(parse_entries(models, protocol), rates),
         terms,
         folder,
         console.cache_folder(),

@@ -113,6 +113,18 @@ def parse_entries(text: str, protocol: str = "best") -> tuple[str, ...]:
     return tuple(dict.fromkeys(entries))
 
 
+def at_rates(entries: Sequence[str], rates: str) -> tuple[str, ...]:
+    """Return every entry at each of some learning rates, so that none is judged by one that does not suit it.
+
+    >>> at_rates(["sdgm", "gpt2:depth=2"], "1e-3,4e-3")
+    ('sdgm:lr=1e-3', 'sdgm:lr=4e-3', 'gpt2:depth=2+lr=1e-3', 'gpt2:depth=2+lr=4e-3')
+    """
+    values = [rate.strip() for rate in rates.split(",") if rate.strip()]
+    if not values:
+        return tuple(entries)
+    return tuple(f"{entry}{'+' if ':' in entry else ':'}lr={rate}" for entry in entries for rate in values)
+
+
 def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
     """Return how an entry is trained.
 

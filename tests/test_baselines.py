@@ -128,6 +128,19 @@ def test_windows_of_a_windowed_mixer_are_read_afresh(layer):
     close(model(ids).logits_BTV[:, WINDOW:], model(ids[:, WINDOW:]).logits_BTV)
 
 
+@torch.no_grad()
+def test_low_precision_says_about_the_same_and_keeps_its_state_exact(model):
+    ids = tokens(2, 2 * WINDOW + 5)
+    exact, state = model(ids), model.initial_state(2)
+    for part in ids.split(13, dim=1):  # from a state on, too
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(part, state)
+        state = out.state_BS
+        assert state.dtype == torch.float32
+    last = exact.logits_BTV[:, -1]
+    assert (out.logits_BTV[:, -1].float() - last).abs().max() < 0.05 * last.abs().max()
+
+
 def test_every_parameter_is_trained(model):
     model.zero_grad()
     ids = tokens(2, 2 * WINDOW + 1)

@@ -13,6 +13,7 @@ from sdgm_edge.compare import (
     ABLATIONS,
     Outcome,
     Terms,
+    at_rates,
     compare,
     entry_config,
     parse_budget,
@@ -79,6 +80,15 @@ def test_entries_are_read_once_each():
     assert parse_entries("ablations,sdgm,lstm", "paper") == (*ABLATIONS["paper"], "lstm")
     with pytest.raises(ConfigError, match="expected names with commas between them"):
         parse_entries(" ,")
+
+
+def test_entries_are_trained_at_several_rates(terms):
+    assert at_rates(("sdgm", "gpt2:depth=2"), "1e-3, 4e-3") == (
+        "sdgm:lr=1e-3", "sdgm:lr=4e-3", "gpt2:depth=2+lr=1e-3", "gpt2:depth=2+lr=4e-3"
+    )  # fmt: skip
+    assert at_rates(("sdgm",), "") == ("sdgm",)
+    (entry,) = at_rates(("gpt2",), "2e-3")
+    assert entry_config(entry, terms, 0).training.learning_rate == 2e-3
 
 
 @pytest.mark.parametrize("protocol", ["paper", "best"])
