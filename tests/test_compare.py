@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import time
 
 import pytest
 from test_training import StopAfter
@@ -204,15 +206,16 @@ def test_an_interrupted_trial_goes_on(terms, corpus, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
 def test_an_interrupted_comparison_leaves_a_checkpoint(place, terms, tmp_path, monkeypatch):
     endless = dataclasses.replace(terms, training={"max_steps": 100_000, "batch_size": 4})
-    seen = {}
+    seen, start = {}, subprocess.Popen
 
     class Waited:
         def __init__(self, command):
-            self.process = real(command)
+            self.process = start(command)
 
         def wait(self):
             log = tmp_path / "lstm-seed0/log.csv"
             while not seen and self.process.poll() is None:
+                time.sleep(0.05)
                 if log.exists() and log.read_text().count("\n") > 2:
                     seen["log"] = True
                     raise KeyboardInterrupt
@@ -221,18 +224,11 @@ def test_an_interrupted_comparison_leaves_a_checkpoint(place, terms, tmp_path, m
         def terminate(self):
             self.process.send_signal(signal.SIGTERM)
 
-    real = trials_popen()
     monkeypatch.setattr("sdgm_edge.compare.subprocess.Popen", Waited)
     with pytest.raises(KeyboardInterrupt):
         compare(["lstm"], endless, tmp_path, place / "cache")
     assert seen
     assert list((tmp_path / "lstm-seed0/checkpoints").glob("last-*"))
-
-
-def trials_popen():
-    import subprocess
-
-    return subprocess.Popen
 
 
 def test_a_model_that_diverges_is_reported_as_diverged(terms, corpus, tmp_path, monkeypatch):
