@@ -14,7 +14,6 @@ some words common and most rare, as they are in a language: what sampling costs 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import os
@@ -24,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -33,14 +32,13 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import psutil
 import torch
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.variants import CHUNK, VARIANTS, build
 
 from sdgm_edge.console import cache_folder, format_value, print_table
 from sdgm_edge.models import SDGM, preset
-from sdgm_edge.runtime import BundleConfig, Generator, Session, Stream, encode_json, write_bundle
+from sdgm_edge.runtime import BundleConfig, Generator, Session, encode_json, write_bundle
 from sdgm_edge.shards import prepare_corpus
 
 EDGE = ("edge-nano", "edge-micro", "edge-small")
@@ -50,6 +48,33 @@ ZIPF = 1.3
 """Falls off with the rank of a word as fast as gives its next one 3 to 4 nats, a perplexity of 20 to 50."""
 DEEP = 100_000
 BLOCK, BLOCKS = 64, 150
+MEMORY = """
+import gc, json, psutil, sys
+from sdgm_edge.runtime import Generator
+
+def generate(tokens):
+    stream = generator.stream(None, session=session, max_new_tokens=tokens)
+    for piece in stream:
+        pass
+    return stream
+
+def rss():
+    gc.collect()
+    return psutil.Process().memory_info().rss / 1e6
+
+tokens = int(sys.argv[2])
+generator = Generator.load(sys.argv[1], providers="cpu")
+session = generator.session()
+for _ in range(5):  # fills what a session keeps: its history, and its last tokens
+    generate(tokens // 100)
+start = rss()
+for _ in range(20):
+    generate(tokens // 100)
+middle = rss()
+stream = generate(tokens)
+print(json.dumps({"streams": middle - start, "one stream": rss() - middle, "all": start}))
+"""
+"""Run by itself, as a device would: nothing but the runtime is loaded."""
 TRAIN = ("--preset", "edge-nano", "--vocab-size", "2048", "--max-steps", "500")
 
 
@@ -160,13 +185,6 @@ def drain(stream: Iterator[str]) -> None:
         pass
 
 
-def rss() -> float:
-    """Resident memory in MB."""
-    gc.collect()
-    process: Any = psutil.Process()  # type: ignore[no-untyped-call]
-    return float(process.memory_info().rss) / 1e6
-
-
 class Timed:
     """An ONNX Runtime session that remembers how long its runs took."""
 
@@ -206,17 +224,12 @@ def decoding(generator: Generator, tokens: int = 256, texts: int = 9) -> Decodin
     return Decoding(*(median(column) for column in zip(*rounds[1:], strict=True)))
 
 
-def reading(generator: Generator, text: str, rounds: int = 7) -> float:
-    """Tokens a second of a prompt, from text to the logits after it: median."""
-
-    def read() -> int:
-        session = generator.session()
-        count = session.feed(text)
-        _ = session.logits
-        return count
-
-    count = read()
-    return count / median(spent(read).wall for _ in range(rounds))
+def read(generator: Generator, text: str) -> int:
+    """Read a prompt, from text to the logits after it; its number of tokens."""
+    session = generator.session()
+    count = session.feed(text)
+    _ = session.logits
+    return count
 
 
 # Sections
@@ -227,10 +240,18 @@ def accuracy(bench: Bench) -> Iterator[Figure]:
     run, name = bench.run, str(bench.run)
     if run is None:
         run, name = bench.folder / "run", "edge-nano after 500 steps"
-        sdgm_edge("train", *TRAIN, "--out", str(run))
+        python("-m", "sdgm_edge", "train", *TRAIN, "--out", str(run))
     bits = [flag for b in (32, 8, 4) for flag in ("--bits", str(b))]
-    report = sdgm_edge(
-        "export", str(run), "--out", str(bench.folder / "exported"), *bits, "--force", "--json"
+    report = python(
+        "-m",
+        "sdgm_edge",
+        "export",
+        str(run),
+        "--out",
+        str(bench.folder / "exported"),
+        *bits,
+        "--force",
+        "--json",
     )
     variants = json.loads(report)["variants"]
     fp32, int8, q4 = (variants[variant]["accuracy"] for variant in ("fp32", "int8", "q4"))
@@ -261,41 +282,48 @@ def flat(bench: Bench) -> Iterator[Figure]:
     """Whether a token costs the same after a long text, and what memory that leaves behind."""
     generator = bench.generator("edge-small")
 
-    def generate(session: Session, tokens: int, seed: int) -> Stream:
-        stream = generator.stream(None, session=session, seed=seed, max_new_tokens=tokens)
-        drain(stream)
-        return stream
+    def generate(session: Session, seed: int) -> None:
+        drain(generator.stream(None, session=session, seed=seed, max_new_tokens=BLOCK))
 
     near, far = generator.session(), generator.session()
-    generate(near, 16, 0)
-    generate(far, 2000, 0)  # fills what a session keeps: its history, and its last tokens
-    before = rss()
-    stream = generate(far, DEEP, 1)
-    with_stream = rss() - before
-    del stream
-    alone = rss() - before
+    near.feed("The")
+    while far.position < DEEP:
+        far.feed(bench.text)
+    _ = near.logits, far.logits  # a fork runs again what has not been run
     blocks: dict[str, list[Spent]] = {"near": [], "far": []}
     for seed in range(BLOCKS):  # in turns, so that a change of the machine's speed meets both
         for name, session in (("near", near.fork()), ("far", far.fork())):
-            blocks[name].append(spent(partial(generate, session, BLOCK, seed)))
+            blocks[name].append(spent(partial(generate, session, seed)))
     near_wall, far_wall = (median(s.wall for s in blocks[name]) for name in ("near", "far"))
     near_cpu, far_cpu = (median(s.cpu for s in blocks[name]) for name in ("near", "far"))
     yield Figure("flat", "edge-small int8 at the start", BLOCK / near_wall, "tokens/s")
-    name = f"after {DEEP:,} tokens"
-    yield Figure.at_least("flat", f"{name}, of that", 100 * near_wall / far_wall, "%", 97)
+    share = 100 * near_wall / far_wall
+    yield Figure.at_least("flat", f"after {DEEP:,} tokens, of that", share, "%", 97)
     yield Figure("flat", "the same by processor time", 100 * near_cpu / far_cpu, "%")
-    yield Figure.at_most("flat", f"{name} of one stream, memory more", with_stream, "MB", 1)
-    yield Figure("flat", "the same once the stream is let go", alone, "MB")
+    memory = json.loads(python("-c", MEMORY, str(bench.bundle("edge-small")), str(DEEP)))
+    name = f"memory more, after {DEEP:,} tokens of one stream"
+    yield Figure.at_most("flat", name, memory["one stream"], "MB", 1)
+    name = f"memory more, after {DEEP // 5:,} in streams of {DEEP // 100:,}"
+    yield Figure("flat", name, memory["streams"], "MB")
+    yield Figure("flat", "memory of the process that generates, in all", memory["all"], "MB")
 
 
 def prompt(bench: Bench) -> Iterator[Figure]:
     """How much quicker a prompt is read than text is generated."""
     for name in EDGE:
         generator = bench.generator(name)
-        read = reading(generator, bench.text)
-        yield Figure("prompt", f"{name} int8, reading", read, "tokens/s")
-        ratio = read * decoding(generator, texts=5).wall
-        yield Figure.at_least("prompt", f"{name} int8, reading to generating", ratio, "times", 10)
+        count = read(generator, bench.text)
+        reading, generating = [], []
+        for seed in range(11):  # in turns
+            reading.append(spent(partial(read, generator, bench.text)))
+            stream = generator.stream("The", seed=seed, max_new_tokens=4 * BLOCK)
+            generating.append(spent(partial(drain, stream)))
+        wall, cpu = (median(column) / count for column in zip(*map(astuple, reading), strict=True))
+        token = [median(column) / (4 * BLOCK) for column in zip(*map(astuple, generating), strict=True)]
+        yield Figure("prompt", f"{name} int8, reading", 1 / wall, "tokens/s")
+        what = f"{name} int8, reading to generating"
+        yield Figure.at_least("prompt", what, token[0] / wall, "times", 10)
+        yield Figure("prompt", "the same by processor time", token[1] / cpu, "times")
 
 
 def sessions(bench: Bench) -> Iterator[Figure]:
@@ -320,7 +348,7 @@ def presets(bench: Bench) -> Iterator[Figure]:
     for name in EDGE:
         path = bench.bundle(name)
         load = partial(bench.generator, name)
-        start = partial(sdgm_edge, "generate", "--model", str(path), "--prompt", "The", "-n", "1")
+        start = partial(python, "-m", "sdgm_edge", "generate", "-m", str(path), "-p", "The", "-n", "1")
         size = sum(file.stat().st_size for file in path.iterdir())
         cost = decoding(load())
         for what, measured, unit in (
@@ -343,10 +371,10 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 # The report
 
 
-def sdgm_edge(*arguments: str) -> str:
-    """Run a command of the product; its stdout."""
+def python(*arguments: str) -> str:
+    """Run Python in a process of its own; its stdout."""
     done = subprocess.run(
-        [sys.executable, "-m", "sdgm_edge", *arguments],
+        [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         encoding="utf-8",
