@@ -93,6 +93,7 @@ class ClockAtoms(nn.Module):
                 out[:, which == i] = self._synthesize(mixing_TBK[:, which == i], int(start))
         return out, mixing_TBK, (padded[len(x_TBD) :].transpose(0, 1),)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time
     def _synthesize(self, mixing_TBK: Tensor, start: int) -> Tensor:
         """Return x̂ (T, B, D) at clock times from `start`, which wrap at the period."""
         pieces, done = [], 0

@@ -112,6 +112,7 @@ class _VocabularyNLL(torch.autograd.Function):
         return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, gate, copy
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # chunk by chunk, with its own gradient
 def vocabulary_nll(features: Features, model: LanguageModel, targets_TB: Tensor) -> Tensor:
     """Return the sum of −log p(target) over a window, in bounded memory."""
     log_gate = log_copy = None
@@ -156,7 +157,7 @@ class Terms(NamedTuple):
 
 
 class Objective(nn.Module):
-    """A model and its loss in one module, so that DDP and `torch.compile` see a single forward pass."""
+    """A model and its loss in one module, so that `torch.compile` sees a single forward pass."""
 
     prior_log_weights: Tensor
     prior_means: Tensor

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,22 @@ class Group:
         if self.world > 1:
             distributed.all_reduce(value, op=distributed.ReduceOp.SUM)
         return float(value) / self.world
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Give every process the mean of all gradients, in one exchange.
+
+        `DistributedDataParallel` would overlap it with the backward pass. For models of some megabytes that
+        gains little, and with gloo its end can deadlock: the group is torn down while a thread of it waits
+        for the interpreter.
+        """
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat, op=distributed.ReduceOp.SUM)
+        flat /= self.world
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether the flag is up in any process."""

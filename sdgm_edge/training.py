@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from sdgm_edge import checkpoint
 from sdgm_edge.atomic import replacing
@@ -182,14 +181,8 @@ class Trainer:
         torch.manual_seed(t.seed)
         self.model = build_model(config.model).to(device).train()
         self.objective = Objective(self.model, config.loss, t.num_components).to(device)
-        self.forward: nn.Module = self.objective
-        if group.world > 1:
-            unused = not config.loss.language  # the head has no gradient then
-            self.forward = DistributedDataParallel(
-                self.objective, broadcast_buffers=False, find_unused_parameters=unused
-            )
         if compiled:
-            self.forward.compile()
+            self.objective.compile()
         self.optimizer = make_optimizer(self.model, t)
         self.averaged = build_model(config.model).to(device).eval() if t.ema_decay else self.model
         self.averaged.load_state_dict(self.model.state_dict())
@@ -219,11 +212,11 @@ class Trainer:
             if not found:
                 raise RunError(f"{self.folder} has no checkpoint to resume from: train without --resume")
             self._restore(checkpoint.load(found[-1]))
-        elif (self.folder / "config.json").exists():
-            raise RunError(
-                f"{self.folder} holds a run already: go on with it by --resume, or choose another --out"
-            )
         elif self.group.leads:
+            if (self.folder / "config.json").exists():
+                raise RunError(
+                    f"{self.folder} holds a run already: go on with it by --resume, or choose another --out"
+                )
             self.corpus.tokenizer.save(self.folder / "tokenizer.json")
             _write_text(self.folder / "heldout.txt", self.corpus.heldout_text)
             _write_text(self.folder / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
@@ -252,7 +245,8 @@ class Trainer:
             elif self.group.any(time.perf_counter() - saved > 60 * t.checkpoint_minutes, self.device):
                 self._finite(terms.loss, rate)
                 saved = logged = self._save()
-            on_step(Progress(self.step, self.total, loss, speed, None if math.isnan(valid) else valid))
+            if self.group.leads:
+                on_step(Progress(self.step, self.total, loss, speed, None if math.isnan(valid) else valid))
             if self.group.any(stopped.is_set(), self.device) and self.step < self.total:
                 self._finite(terms.loss, rate)
                 self._save()
@@ -280,9 +274,10 @@ class Trainer:
             self.state = torch.zeros_like(self.state)
         torch.manual_seed((t.seed * 1_000_003 + self.step) * self.group.world + self.group.rank)
         with self.autocast:
-            terms, features = self.forward(inputs, targets, self.state)
+            terms, features = self.objective(inputs, targets, self.state)
         self.state = features.state_BS.detach()
         terms.loss.backward()
+        self.group.average_gradients(self.model)
         rate = learning_rate(t, self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
