@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, commands_compare, commands_device, console
+from . import __version__, commands_compare, commands_device, commands_measure, console
 
 app = typer.Typer(
     name="sdgm-edge",
@@ -141,6 +141,8 @@ def train(
     except Interrupted as reason:
         print(f"{folder}: {reason}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun started, the first speaks
+        return
     record = {**dataclasses.asdict(summary), "folder": str(folder)}
     if as_json:
         console.print_json(record)
@@ -244,6 +246,7 @@ for command in (
     commands_device.generate,
     commands_device.verify,
     commands_device.inspect,
+    commands_measure.footprint,
     commands_compare.compare,
     commands_compare.probe,
 ):
