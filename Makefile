@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types wheel fuzz bench check clean
+.PHONY: help setup demo test lint types wheel bench-train fuzz bench check clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ types: $(READY)  ## Check types
 
 wheel: $(READY)  ## Build dist/*.whl and try it in a clean environment elsewhere
 	$(BIN)/python tests/check_wheel.py
+
+bench-train: $(READY)  ## Measure training: recurrence, vocabularies, clock atoms
+	$(BIN)/python benchmarks/bench_train.py
 
 fuzz: $(READY)  ## Read damaged bundles at random: each must be refused by name
 	$(BIN)/python tests/fuzz_bundle.py

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,11 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="not a readable TOML file"):
         load_config(tmp_path)
+
+
+def test_the_example_of_the_guide_is_valid(tmp_path):
+    guide = (Path(__file__).parents[1] / "docs/training.md").read_text(encoding="utf-8")
+    path = tmp_path / "guide.toml"
+    path.write_text(guide.split("```toml\n")[1].split("```")[0])
+    config = load_config(path)
+    assert (config.model.copy_window, config.corpus.train) == (64, ("book.txt", "notes/"))
