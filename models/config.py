@@ -76,6 +76,11 @@ class ModelConfig:
         return self.layer in SPECTRAL
 
     @property
+    def windowed(self) -> bool:
+        """Whether a text is read in windows, each afresh."""
+        return not self.spectral and MIXERS[self.layer].windowed
+
+    @property
     def mixing_size(self) -> int:
         """Numbers in a mixing vector: K, 2K (real, then imaginary) where atoms ring, 0 without atoms."""
         return {"ringing": 2 * self.num_atoms, "clock": self.num_atoms}.get(self.layer, 0)
@@ -92,7 +97,7 @@ class ModelConfig:
             pieces.append((f"layers.{i}.conv", (self.conv_width - 1, self.width)))
             if self.layer == "ringing":
                 pieces.append((f"layers.{i}.atoms", (2, self.num_atoms)))
-        if self.layer == "clock" or (not self.spectral and MIXERS[self.layer].windowed):
+        if self.layer == "clock" or self.windowed:
             pieces.append(("clock", (1,)))
         if self.copy_window:
             pieces.append(("copy.last_key", (1, self.copy_width)))

@@ -281,6 +281,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 FIGURES = (
     "num_parameters",
     "word_perplexity",
+    "overlapping_word_perplexity",
     "bits_per_byte",
     "token_perplexity",
     "tokens_per_second",

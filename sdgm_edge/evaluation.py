@@ -89,3 +89,28 @@ def reconstruction_cosine(model: LanguageModel, tokens: NDArray[np.integer]) -> 
         total += float(torch.nn.functional.cosine_similarity(rebuilt, embedded, -1).sum())
     model.train(was_training)
     return total / len(tokens)
+
+
+@torch.no_grad()
+def overlapping_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: int = 16) -> float:
+    """Return −Σ log p(token) where windows overlap by half, as results of windowed models are often given.
+
+    Each window begins afresh and its second half is scored, so that a token sees at least half a window; it
+    costs every token twice. Only the first half window has less.
+    """
+    was_training = model.training
+    model.eval()
+    half, num_scored = max(1, model.config.window // 2), len(tokens) - 1
+    total = _read(model, tokens, np.zeros(1, np.int64), min(half, num_scored), model.initial_state(1))[0]
+    starts = np.arange(0, num_scored - half, half)
+    whole, rest = np.split(starts, [max(0, num_scored - half) // half])  # the last window may be shorter
+    batches = [whole[i : i + lanes] for i in range(0, len(whole), lanes)] + ([rest] if len(rest) else [])
+    for begin in batches:
+        length = min(2 * half, num_scored - int(begin[0]))
+        places = begin[:, None] + np.arange(length + 1)
+        block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(model.embedding.weight.device).T
+        features = model.features(block_TB[:-1], model.initial_state(len(begin)))
+        scored = features._replace(hidden_TBD=features.hidden_TBD[half:])
+        total += float(vocabulary_nll(scored, model, block_TB[1 + half :]))
+    model.train(was_training)
+    return total

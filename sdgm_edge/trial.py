@@ -8,6 +8,7 @@ own has a peak of memory of its own, and cannot take the others with it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 from sdgm_edge import checkpoint, training
 from sdgm_edge.atomic import replacing
 from sdgm_edge.config import RunConfig
-from sdgm_edge.evaluation import reconstruction_cosine, total_nll
+from sdgm_edge.evaluation import overlapping_nll, reconstruction_cosine, total_nll
 from sdgm_edge.parallel import Group
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run
@@ -71,6 +72,8 @@ class Result:
     """Of the training process; of the GPU where it trains on one."""
     token_perplexity: float | None = None
     word_perplexity: float | None = None
+    overlapping_word_perplexity: float | None = None
+    """Of a model that reads in windows: with windows that overlap by half, at twice the cost."""
     bits_per_byte: float | None = None
     cosine: float | None = None
     """Mean cosine similarity of x̂ and x over the validation text, where a model has a reconstruction."""
@@ -194,6 +197,9 @@ def _measured(
         peak_memory_bytes=memory,
         token_perplexity=score.token_perplexity,
         word_perplexity=score.word_perplexity,
+        overlapping_word_perplexity=math.exp(overlapping_nll(run.model, valid.tokens) / num_words)
+        if run.config.windowed
+        else None,
         bits_per_byte=None if score.has_unk else score.bits_per_byte,
         cosine=reconstruction_cosine(run.model, valid.tokens) if run.config.spectral else None,
         curve=_curve(folder),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdgm_edge.evaluation import mixing_sample, reconstruction_cosine, score, total_nll
-from sdgm_edge.models import SDGM, ModelConfig
+from sdgm_edge.evaluation import mixing_sample, overlapping_nll, reconstruction_cosine, score, total_nll
+from sdgm_edge.models import SDGM, ModelConfig, build_model
 from sdgm_edge.runtime import TokenizerError
 from sdgm_edge.tokenization import BEGIN_ID, train_bpe, train_words
 
@@ -81,3 +81,19 @@ def test_cosine_of_the_reconstruction_is_that_of_the_whole_text():
     whole = model.features(torch.from_numpy(tokens)[:, None], model.initial_state())
     cosine = torch.nn.functional.cosine_similarity(whole.rebuilt_TBD, whole.embedded_TBD, -1).mean()
     assert reconstruction_cosine(model, tokens) == pytest.approx(float(cosine), abs=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_tokens", [2, 4, 5, 9, 10, 150])
+def test_overlapping_windows_score_every_token_once_with_half_a_window_before_it(num_tokens):
+    torch.manual_seed(0)
+    shape = {"layer": "gpt2", "width": 16, "window": 8, "glu_width": 16}
+    model = build_model(ModelConfig(vocab_size=40, **shape))
+    tokens = np.random.default_rng(0).integers(0, 40, num_tokens)
+    expected = 0.0
+    for place in range(1, num_tokens):
+        start = max(0, (place - 1) // 4 - 1) * 4
+        logits = model(torch.from_numpy(tokens[None, start:place])).logits_BTV[0, -1]
+        expected -= float(torch.log_softmax(logits, -1)[tokens[place]])
+    assert overlapping_nll(model, tokens, lanes=3) == pytest.approx(expected, rel=1e-5)
+    assert model.training
