@@ -84,16 +84,20 @@ class ClockAtoms(nn.Module):
         padded = torch.cat([conv_BWD.transpose(0, 1), x_TBD])  # (W − 1 + T, B, D)
         taps = [padded[i : i + len(x_TBD)] for i in range(len(padded) - len(x_TBD) + 1)]
         mixing_TBK = self.activation(self.encoder(torch.cat(taps, dim=-1)))
-        starts, which = torch.unique(clock_B, return_inverse=True)
-        if len(starts) == 1:
-            out = self._synthesize(mixing_TBK, int(starts))
-        else:  # sequences whose clocks differ, one group after another
-            out = torch.empty_like(x_TBD, dtype=mixing_TBK.dtype)
-            for i, start in enumerate(starts.tolist()):
-                out[:, which == i] = self._synthesize(mixing_TBK[:, which == i], int(start))
+        out = self._read_clocks(mixing_TBK, clock_B)
         return out, mixing_TBK, (padded[len(x_TBD) :].transpose(0, 1),)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time
+    def _read_clocks(self, mixing_TBK: Tensor, clock_B: Tensor) -> Tensor:
+        """Return x̂ (T, B, D); sequences whose clocks differ are synthesized one group after another."""
+        starts, which = torch.unique(clock_B, return_inverse=True)
+        if len(starts) == 1:
+            return self._synthesize(mixing_TBK, int(starts))
+        out = mixing_TBK.new_empty(*mixing_TBK.shape[:2], self.amplitude.shape[1])
+        for i, start in enumerate(starts.tolist()):
+            out[:, which == i] = self._synthesize(mixing_TBK[:, which == i], int(start))
+        return out
+
     def _synthesize(self, mixing_TBK: Tensor, start: int) -> Tensor:
         """Return x̂ (T, B, D) at clock times from `start`, which wrap at the period."""
         pieces, done = [], 0

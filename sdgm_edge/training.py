@@ -225,7 +225,8 @@ class Trainer:
     def run(self, stopped: threading.Event, on_step: Callable[[Progress], None]) -> Summary:
         """Train to the end; save, and raise `Interrupted`, when `stopped` is set."""
         t, first, began = self.config.training, self.step, time.perf_counter()
-        saved = logged = began
+        saved = began
+        mark = (began, self.step)  # since when, and from which step, speed is measured
         check_every = 1 if self.device.type == "cpu" else 10  # reading a GPU's loss makes it wait
         tokens = t.batch_size * self.config.model.window
         loss = valid = math.nan
@@ -236,15 +237,17 @@ class Trainer:
                 loss = self._finite(terms.loss, rate)
             if self.step % 10 == 0:
                 now = time.perf_counter()
-                speed, logged = 10 * tokens / (now - logged), now
+                speed, mark = (self.step - mark[1]) * tokens / (now - mark[0]), (now, self.step)
                 self._record(terms, features, rate, speed)
             if self.step % self.validate_every == 0 or self.step == self.total:
                 self._finite(terms.loss, rate)
                 valid = self._validate()
-                saved = logged = self._save()
+                saved = self._save()
+                mark = (saved, self.step)
             elif self.group.any(time.perf_counter() - saved > 60 * t.checkpoint_minutes, self.device):
                 self._finite(terms.loss, rate)
-                saved = logged = self._save()
+                saved = self._save()
+                mark = (saved, self.step)
             if self.group.leads:
                 on_step(Progress(self.step, self.total, loss, speed, None if math.isnan(valid) else valid))
             if self.group.any(stopped.is_set(), self.device) and self.step < self.total:
