@@ -21,6 +21,7 @@ from .errors import (
     CorpusError,
     DivergedError,
     ExportError,
+    MeasureError,
     ParameterError,
     ParityError,
     ProviderError,
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
     from .engine import Blend, Engine
+    from .footprint import Footprint, VariantFootprint, measure_footprint
     from .generation import Generation, Stream, Timing
     from .generator import Generator, TokenLogprob
     from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
+    from .memory import Memory, read_memory
     from .mixture import ComponentReport, Mixture
     from .parameters import SamplingParams
     from .sampling import Sampled, Sampler
@@ -54,6 +57,9 @@ _LAZY = {
     "encode_arrays": "container",
     "Blend": "engine",
     "Engine": "engine",
+    "Footprint": "footprint",
+    "VariantFootprint": "footprint",
+    "measure_footprint": "footprint",
     "Generation": "generation",
     "Stream": "generation",
     "Timing": "generation",
@@ -65,6 +71,8 @@ _LAZY = {
     "Manifest": "manifest",
     "Variant": "manifest",
     "encode_json": "manifest",
+    "Memory": "memory",
+    "read_memory": "memory",
     "ComponentReport": "mixture",
     "Mixture": "mixture",
     "SamplingParams": "parameters",
@@ -98,6 +106,7 @@ __all__ = [
     "DivergedError",
     "Engine",
     "ExportError",
+    "Footprint",
     "Generation",
     "GenerationConfig",
     "Generator",
@@ -105,6 +114,8 @@ __all__ = [
     "Healing",
     "HealingMask",
     "Manifest",
+    "MeasureError",
+    "Memory",
     "Mixture",
     "ParameterError",
     "ParityError",
@@ -124,6 +135,7 @@ __all__ = [
     "TokenizerError",
     "UsageError",
     "Variant",
+    "VariantFootprint",
     "VariantReport",
     "VerifyReport",
     "Vocabulary",
@@ -132,7 +144,9 @@ __all__ = [
     "encode_arrays",
     "encode_json",
     "heal",
+    "measure_footprint",
     "read_bundle",
+    "read_memory",
     "score_chunks",
     "token_nlls",
     "verify",

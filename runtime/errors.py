@@ -12,6 +12,7 @@
     ├── BundleError           a bundle is damaged, unsafe or of another version
     ├── StateError            a session's state is damaged or of another model
     ├── ProviderError         ONNX Runtime or an execution provider is not there
+    ├── MeasureError          a measurement on this machine failed
     └── ExportError           an export could not be completed
         ├── ParityError       the graph does not compute what the model computes
         └── AccuracyError     a quantized variant loses more than its limit
@@ -70,6 +71,10 @@ class StateError(SdgmError):
 
 class ProviderError(SdgmError):
     """ONNX Runtime, or an execution provider that was asked for, is not available."""
+
+
+class MeasureError(SdgmError):
+    """A measurement on this machine could not be taken."""
 
 
 class ExportError(SdgmError):

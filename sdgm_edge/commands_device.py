@@ -113,7 +113,7 @@ def generate(
     )
     text = _prompt(prompt, file)
     generator = Generator.load(
-        model or newest_bundle(), variant=variant, providers=_providers(providers), threads=threads
+        model or newest_bundle(), variant=variant, providers=split_providers(providers), threads=threads
     )
     default = generator.bundle.generation.sampling.seed
     seed = next(s for s in (seed, default, secrets.randbits(32)) if s is not None)
@@ -256,7 +256,8 @@ def _steering(text: str) -> int | dict[int, float]:
         ) from None
 
 
-def _providers(text: str) -> str | list[str]:
+def split_providers(text: str) -> str | list[str]:
+    """Read "cpu", or several with commas."""
     return text.split(",") if "," in text else text
 
 
@@ -285,7 +286,7 @@ def verify(
     """Check a bundle on this machine: hashes, sizes, versions, and the golden prompt."""
     from sdgm_edge.runtime import verify as run_verify
 
-    report = run_verify(bundle, providers=_providers(providers))
+    report = run_verify(bundle, providers=split_providers(providers))
     if as_json:
         console.print_json({**dataclasses.asdict(report), "ok": report.ok})
     else:

@@ -42,6 +42,18 @@ def print_table(
     Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, markup=False).print(table)
 
 
+def print_markdown(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+) -> None:
+    """The same table as Markdown, with an empty line after it."""
+    sides = [
+        "--:" if any(isinstance(row[i], int | float) for row in rows) else "---" for i in range(len(columns))
+    ]
+    lines = [columns, sides, *(tuple(map(format_value, row)) for row in rows)]
+    told = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    print("\n".join([*([f"**{title}**", ""] if title else []), *told, ""]))
+
+
 def print_record(record: Mapping[str, object], *, title: str | None = None) -> None:
     """One result for a person: a table of names and values."""
     print_table(("", "value"), list(record.items()), title=title)
