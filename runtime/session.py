@@ -7,7 +7,8 @@ one are run together, and the last token of a text costs nothing.
     feed      extends the last segment while it has not been run, or begins a new one
     rewind    drops segments and cuts the last one: exact, since it is run again as a prompt that ended there
               would have been
-    fork      copies the list of segments; states are never written to, so they are shared
+    fork      copies the list of segments; states are never written to, so they are shared, and what has not
+              been run is run once, by the first that needs it
     save      writes the state before the last few segments, and these; `load_session` runs them again, as
               they were run before, so that a loaded session can be rewound a little too
 """
@@ -63,6 +64,14 @@ class Segment(NamedTuple):
     """How the mixing vector is moved, for a single token."""
 
 
+class _Shared(NamedTuple):
+    """The last segment, which is run once for all forks that stand there."""
+
+    segment: Segment
+    results: dict[int, tuple[Floats, State]]
+    """By how many of its tokens were run: logits after them, and the state."""
+
+
 class Session:
     """One sequence; made by `Generator.session()`. A session belongs to one thread at a time."""
 
@@ -88,6 +97,7 @@ class Session:
         self._recent = deque(recent, maxlen=RECENT + history + engine.chunk)
         self._after: State | None = None  # the state after the last segment, once it is known
         self._logits_V: Floats | None = None  # likewise its logits
+        self._shared: _Shared | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -138,6 +148,7 @@ class Session:
 
     def fork(self) -> "Session":
         """A session that stands where this one stands, and goes its own way."""
+        self._results()  # made here, the twin has the same
         twin = Session.__new__(Session)
         twin.__dict__.update(self.__dict__)
         twin._segments, twin._recent = self._segments.copy(), self._recent.copy()
@@ -246,8 +257,20 @@ class Session:
         return array.tolist()  # type: ignore[no-any-return]
 
     def _run(self) -> None:
+        self._logits_V, self._after = self._last(len(self._segments[-1].ids))
+
+    def _last(self, count: int) -> tuple[Floats, State]:
+        """Run the first `count` tokens of the last segment."""
         state, ids, blend = self._segments[-1]
-        self._logits_V, self._after = self._engine.last(ids, state, blend)
+        results = self._results()
+        if count not in results:
+            results[count] = self._engine.last(ids[:count], state, blend)
+        return results[count]
+
+    def _results(self) -> dict[int, tuple[Floats, State]]:
+        if self._shared is None or self._shared.segment is not self._segments[-1]:
+            self._shared = _Shared(self._segments[-1], {})
+        return self._shared.results
 
     def _state(self) -> State:
         if self._after is None:
@@ -258,7 +281,7 @@ class Session:
         """Make the last token a segment of its own."""
         state, ids, blend = self._segments[-1]
         if len(ids) > 1:
-            _, between = self._engine.last(ids[:-1], state, blend)
+            _, between = self._last(len(ids) - 1)
             self._segments[-1] = Segment(state, ids[:-1], blend)
             self._segments.append(Segment(between, ids[-1:]))
 

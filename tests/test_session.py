@@ -119,6 +119,43 @@ def test_a_fork_is_independent(gen, before, mine, its):
     same(session, alone)
 
 
+@given(before=TOKENS, its=TOKENS, mine=TOKENS)
+@settings(max_examples=40)
+def test_what_a_fork_runs_changes_nothing_for_the_other(gen, before, its, mine):
+    session, alone = gen.session(), gen.session()
+    session.feed(before)
+    alone.feed(before)
+    twin = session.fork()
+    assert twin.logits is not None
+    twin.feed(its)
+    session.feed(mine)
+    alone.feed(mine)
+    same(session, alone)
+
+
+def test_forks_run_what_is_pending_once_between_them(gen, monkeypatch):
+    runs, real = 0, gen.engine._run
+
+    def counted(*arguments):
+        nonlocal runs
+        runs += 1
+        return real(*arguments)
+
+    session = gen.session()
+    session.feed(range(5))
+    monkeypatch.setattr(gen.engine, "_run", counted)
+    twins = [session.fork(), session.fork().fork()]
+    twins[0].push(1)
+    for one in (twins[1], session, session.fork()):
+        np.testing.assert_array_equal(one.logits, session.logits)
+    assert runs == 1
+    whole = gen.session()
+    whole.feed([*range(5), 1])
+    same(twins[0], whole)
+    session.push(2)
+    same(session.fork(), session)
+
+
 @given(ids=st.lists(st.integers(0, 299), min_size=1, max_size=200), data=st.data())
 @settings(max_examples=60)
 def test_rewinding_is_exactly_the_prefix(gen, ids, data):
