@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models
 
+from .encoding import encode
 from .errors import ParameterError, TokenizerError
 
 
@@ -91,8 +92,8 @@ class Vocabulary:
         return HealingMask(self.following)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, with nothing put before it."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """The tokens of a text, with nothing put before it. Raises ParameterError where it is not Unicode."""
+        return list(encode(self.tokenizer, text))
 
 
 class _Stop:
@@ -261,7 +262,11 @@ class Healing(NamedTuple):
 
 
 def heal(vocabulary: Vocabulary, prompt: str) -> Healing:
-    """Take back the tokens at the end of a prompt that could begin a longer token."""
+    """Take back the tokens at the end of a prompt that could begin a longer token.
+
+    Raises:
+        ParameterError: the prompt is not valid Unicode.
+    """
     if not vocabulary.byte_level:
         return _heal_word(vocabulary, prompt)
     ids, data, taken, removed = vocabulary.encode(prompt), b"", 0, b""
@@ -277,7 +282,7 @@ def heal(vocabulary: Vocabulary, prompt: str) -> Healing:
 def _heal_word(vocabulary: Vocabulary, prompt: str) -> Healing:
     """As `heal`, for whole words: an unfinished one is in no vocabulary, so the text gives its bytes."""
     word = prompt.split()[-1] if prompt and not prompt[-1].isspace() else ""
-    removed = f" {word}".encode()
+    removed = f" {word}".encode(errors="surrogatepass")  # in no token: `encode` will refuse it
     if (word or prompt.endswith(" ")) and vocabulary.mask.begins_longer(removed):
         return Healing(vocabulary.encode(prompt[: len(prompt) - len(word)]), removed)
     return Healing(vocabulary.encode(prompt), b"")

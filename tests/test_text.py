@@ -243,6 +243,13 @@ def test_an_unfinished_word_is_taken_back(prompt, kept, removed):
     assert heals(prompt, "lines") == (kept, removed)
 
 
+@pytest.mark.parametrize("name", ["bpe", "lines"])
+@pytest.mark.parametrize("prompt", ["\ud800", "the ca\ud800", "\ud800 ca", "ca\ud800 "])
+def test_a_prompt_that_is_not_unicode_is_not_healed(name, prompt):
+    with pytest.raises(ParameterError, match="not valid Unicode"):
+        heal(VOCABULARIES[name], prompt)
+
+
 @given(st.text() | st.sampled_from(["def mai", "日本", "hel"]))
 def test_what_is_kept_and_removed_is_the_prompt(prompt):
     vocabulary = VOCABULARIES["bpe"]
