@@ -1,6 +1,11 @@
-"""The loop that turns logits into text, one token after another."""
+"""The loop that turns logits into text, one token after another.
+
+A stream remembers four bytes a token, its id: text and all else that `generation` tells are made from the ids
+when it is asked for. Only `logprobs` are kept as they come.
+"""
 
 import time
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -80,21 +85,21 @@ class Stream(Iterator[str]):
         Sampler(params, session.vocab_size)  # what it refuses is refused here, not at the first piece
         self._session, self._vocabulary, self._params = session, vocabulary, params
         self._end_tokens, self._mixture, self._cancel = frozenset(end_tokens), mixture, cancel
-        self._pieces: list[str] = []
-        self._sampled: list[Sampled] = []
+        self._removed, self._continues = removed, False
+        self._tokens = array("I")
+        self._sampled: list[Sampled] | None = None if params.logprobs is None else []
+        self._told, self._told_all = 0, False  # tokens whose text was given; whether the rest was, too
         self._finish_reason = "unfinished"
         self._stop: str | None = None
         self._prompt_tokens, self._prompt_seconds, self._seconds = 0, 0.0, 0.0
-        self._steps = self._generate(ids, removed)
+        self._steps = self._generate(ids)
 
     def __next__(self) -> str:
         started = time.perf_counter()
         try:
-            piece = next(self._steps)
+            return next(self._steps)
         finally:
             self._seconds += time.perf_counter() - started
-        self._pieces.append(piece)
-        return piece
 
     def close(self) -> None:
         """Stop here; what was generated stays in `generation`."""
@@ -103,27 +108,32 @@ class Stream(Iterator[str]):
     @property
     def generation(self) -> Generation:
         """What was generated so far."""
+        tokens, text = self._tokens.tolist(), self._text()
+        pieces = [text.push(token) for token in tokens[: self._told]]
         return Generation(
-            text="".join(self._pieces),
-            tokens=[sampled.token for sampled in self._sampled],
-            sampled=self._sampled.copy(),
+            text="".join(pieces) + (text.finish() if self._told_all else ""),
+            tokens=tokens,
+            sampled=[Sampled(token) for token in tokens] if self._sampled is None else self._sampled.copy(),
             finish_reason=self._finish_reason,
             stop=self._stop,
             timing=Timing(
                 prompt_tokens=self._prompt_tokens,
                 prompt_seconds=self._prompt_seconds,
-                new_tokens=len(self._sampled),
+                new_tokens=len(tokens),
                 seconds=self._seconds,
             ),
         )
 
-    def _generate(self, ids: Iterable[int], removed: bytes) -> Generator[str, None, None]:
+    def _text(self) -> TokenStream:
+        return TokenStream(self._vocabulary, self._params.stop, skip=self._removed, continues=self._continues)
+
+    def _generate(self, ids: Iterable[int]) -> Generator[str, None, None]:
         started = time.perf_counter()
         session, params, end_tokens = self._session, self._params, self._end_tokens
         self._read(iter(ids))
         sampler = Sampler(params, session.vocab_size, session.tokens)
-        text = TokenStream(self._vocabulary, params.stop, skip=removed, continues=session.position > 0)
-        draw = self._draw()
+        self._continues = session.position > 0
+        text, removed, draw = self._text(), self._removed, self._draw()
         for step in range(params.max_new_tokens):
             if self._cancel is not None and self._cancel():
                 self._finish_reason = "cancelled"
@@ -134,7 +144,9 @@ class Stream(Iterator[str]):
             sampled = sampler.sample(session.logits, allowed)
             token = sampled.token
             session.push(token)
-            self._sampled.append(sampled)
+            self._tokens.append(token)
+            if self._sampled is not None:
+                self._sampled.append(sampled)
             if step == 0:
                 self._prompt_seconds = time.perf_counter() - started
             if token in end_tokens:
@@ -143,6 +155,7 @@ class Stream(Iterator[str]):
             if removed:
                 removed = self._vocabulary.mask.advance(removed, token)
             piece = text.push(token)
+            self._told += 1
             if text.stopped is not None:
                 self._finish_reason, self._stop = "stop", text.stopped
             if piece:
@@ -151,7 +164,8 @@ class Stream(Iterator[str]):
                 break
         else:
             self._finish_reason = "length"
-        if rest := text.finish():
+        rest, self._told_all = text.finish(), True
+        if rest:
             yield rest
 
     def _read(self, ids: Iterator[int]) -> None:

@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -95,6 +96,35 @@ def test_a_stream_is_lazy_can_be_closed_and_tells_what_it_has(gen):
     assert 3 <= len(generation.tokens) < 30
 
 
+def test_a_stream_keeps_no_more_than_ids(plain):
+    tokens, stream = 20_000, plain.stream(PROMPT, max_new_tokens=22_000, seed=1)
+    while len(stream._tokens) < 2_000:  # until the session holds all that it ever will
+        next(stream)
+    tracemalloc.start()
+    before = len(stream._tokens)
+    for _ in stream:
+        pass
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(stream._tokens) - before == pytest.approx(tokens, rel=0.01)
+    assert grown < 6 * tokens, "bytes"
+    generation = stream.generation
+    assert len(generation.tokens) == len(generation.sampled) == generation.timing.new_tokens == 22_000
+    assert generation.sampled[-1].token == generation.tokens[-1]
+
+
+@given(seed=st.integers(0, 999), taken=st.integers(0, 60), stops=st.lists(st.text("aeno ", min_size=1)))
+@settings(max_examples=40)
+@pytest.mark.parametrize("prompt", ["Once upon a ti", "caf", None])
+def test_the_text_of_a_generation_is_the_pieces_that_were_given(plain, prompt, seed, taken, stops):
+    params = {"seed": seed, "max_new_tokens": 40, "stop": stops, "top_k": 60}
+    stream = plain.stream(prompt, heal=True, **params)
+    pieces = [piece for _, piece in zip(range(taken), stream, strict=False)]
+    assert stream.generation.text == "".join(pieces)
+    stream.close()
+    assert stream.generation.text == "".join(pieces)
+
+
 @given(seed=st.integers(0, 2**64 - 1))
 @settings(max_examples=10)
 def test_a_seed_gives_the_same_text(gen, seed):
@@ -180,6 +210,20 @@ def test_candidates_are_the_texts_of_their_seeds(gen):
             gen.candidates(PROMPT, wrong)
 
 
+@pytest.mark.parametrize(("strength", "runs"), [(0.0, [5, 1, 1, 1]), (0.5, [4, *[1] * 12])])
+def test_candidates_read_their_prompt_once(plain, gen, monkeypatch, strength, runs):
+    prompt, real, lengths = list(range(10, 10 + tiny.CHUNK + 4)), gen.engine._run, []
+
+    def counted(outputs, feeds):
+        lengths.append(feeds["ids"].shape[1])
+        return real(outputs, feeds)
+
+    monkeypatch.setattr(gen.engine, "_run", counted)
+    params = {"max_new_tokens": 2, "logit_bias": {0: -100}, "prior_strength": strength}
+    assert len(gen.candidates(prompt, 3, seed=1, **params)) == 3
+    assert lengths == [tiny.CHUNK, *runs], "the begin token is the first of the prompt"
+
+
 def test_a_batch_is_each_prompt_alone(gen):
     prompts = [PROMPT, "The bell", gen.encode("The river")]
     batch = gen.batch(prompts, seed=1, max_new_tokens=10)
@@ -240,6 +284,9 @@ def test_wrong_parameters_are_refused_before_the_first_piece(gen):
             gen.stream(PROMPT, **params)
     with pytest.raises(ParameterError, match="not valid Unicode"):
         gen.generate("\ud800")
+    for prompt in ("\ud800", "Once upon \udfff", "\ud800 a ti"):
+        with pytest.raises(ParameterError, match="not valid Unicode"):
+            gen.stream(prompt, heal=True)
 
 
 def test_the_bundles_own_parameters_are_the_defaults(gen, plain):
