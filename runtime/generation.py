@@ -1,7 +1,7 @@
 """The loop that turns logits into text, one token after another.
 
-A stream remembers four bytes a token, its id: text and all else that `generation` tells are made from the ids
-when it is asked for. Only `logprobs` are kept as they come.
+A stream remembers the ids of its tokens, two or four bytes each: text and all else that `generation` tells
+are made from them when it is asked for. Only `logprobs` are kept as they come.
 """
 
 import time
@@ -20,7 +20,7 @@ from .session import Session
 from .text import TokenStream, Vocabulary
 
 Cancel = Callable[[], bool]
-_BATCH = 1024
+_BATCH = _BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,28 @@ class Generation:
         return [s.logprob for s in self.sampled if s.logprob is not None]
 
 
+class _Ids:
+    """Ids in blocks: one array that grows would be copied again and again, and leave holes in memory."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._empty = array("H" if vocab_size <= 1 << 16 else "I", [0]) * _BLOCK
+        self._blocks: list[array[int]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, token: int) -> None:
+        place = self._count % _BLOCK
+        if place == 0:
+            self._blocks.append(self._empty[:])
+        self._blocks[-1][place] = token
+        self._count += 1
+
+    def tolist(self) -> list[int]:
+        return [token for block in self._blocks for token in block][: self._count]
+
+
 class Stream(Iterator[str]):
     """Pieces of text as they are generated, each of whole characters; `generation` tells all about them."""
 
@@ -86,7 +108,7 @@ class Stream(Iterator[str]):
         self._session, self._vocabulary, self._params = session, vocabulary, params
         self._end_tokens, self._mixture, self._cancel = frozenset(end_tokens), mixture, cancel
         self._removed, self._continues = removed, False
-        self._tokens = array("I")
+        self._tokens = _Ids(session.vocab_size)
         self._sampled: list[Sampled] | None = None if params.logprobs is None else []
         self._told, self._told_all = 0, False  # tokens whose text was given; whether the rest was, too
         self._finish_reason = "unfinished"
