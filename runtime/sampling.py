@@ -171,15 +171,16 @@ class Sampler:
                 weights_V = np.exp((x_V - top) * np.float32(1 / p.temperature))
                 return _draw(weights_V, self._rng.random())
             weights = np.exp((x_V[ids].astype(np.float64) - top) / p.temperature)
-        keep = None
         if p.top_p < 1:
-            mass = np.sort(weights)[::-1].cumsum()
+            falling = np.sort(weights)[::-1]
+            mass = falling.cumsum()
             count = int(mass.searchsorted(p.top_p * (mass[-1] if total is None else total))) + 1
-            keep = _largest(weights, count)
-            ids, weights = ids[keep], weights[keep]
+            if count < len(weights):
+                kept = _from(falling[count - 1], weights, count)
+                ids, weights = ids[kept], weights[kept]
         if p.min_p > 0:
-            keep = weights >= p.min_p  # the likeliest weighs 1
-            ids, weights = ids[keep], weights[keep]
+            heavy = weights >= p.min_p  # the likeliest weighs 1
+            ids, weights = ids[heavy], weights[heavy]
         return int(ids[_draw(weights, self._rng.random())])
 
 
@@ -208,7 +209,11 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
         return np.arange(len(values))
     if count == 0:
         return np.arange(0)
-    floor = np.partition(values, len(values) - count)[len(values) - count]
+    return _from(np.partition(values, len(values) - count)[len(values) - count], values, count)
+
+
+def _from(floor: np.floating[Any], values: Floats, count: int) -> NDArray[np.intp]:
+    """As `_largest`, where the smallest of the `count` largest values is known."""
     places: NDArray[np.intp] = (values >= floor).nonzero()[0]
     if len(places) > count:
         ties = (values[places] == floor).nonzero()[0]
@@ -219,8 +224,11 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
 def _draw(weights: Floats, uniform: float, block: int = 64) -> int:
     """Return the place at which the cumulative weight passes `uniform` times their sum.
 
-    Blocks first, then inside one block: a long running sum is the slow part.
+    Of many, blocks first, then inside one block: a long running sum is the slow part.
     """
+    if len(weights) <= 4 * block:
+        rising = weights.cumsum(dtype=np.float64)
+        return _passes(rising, uniform * rising[-1])
     sums = np.add.reduceat(weights, np.arange(0, len(weights), block), dtype=np.float64).cumsum()
     target = uniform * sums[-1]
     first = _passes(sums, target)

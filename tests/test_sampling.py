@@ -441,12 +441,16 @@ def test_largest_is_a_stable_sort_cut_short(values, count):
     assert _largest(values, count).tolist() == sorted(np.argsort(-values, kind="stable")[:count])
 
 
-@given(st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0, 7.0]), min_size=1, max_size=300), st.floats(0, 1))
-def test_draw_never_takes_what_weighs_nothing(weights, uniform):
+@given(
+    st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0, 7.0]), min_size=1, max_size=300),
+    st.floats(0, 1),
+    st.sampled_from([1, 3, 64]),
+)
+def test_draw_never_takes_what_weighs_nothing(weights, uniform, block):
     weights = np.array(weights, np.float32)
     weights[len(weights) // 2] = 1
     for u in (min(uniform, math.nextafter(1, 0)), 0.0, math.nextafter(1, 0)):
-        place = _draw(weights, u)
+        place = _draw(weights, u, block)
         assert weights[place] > 0
         cumulative = weights.cumsum(dtype=np.float64) / weights.sum(dtype=np.float64)
         assert cumulative[place] >= u - 1e-12
