@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     AccuracyError,
     BundleError,
+    CacheError,
     CheckpointError,
     ConfigError,
     CorpusError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .memory import Memory, read_memory
     from .mixture import ComponentReport, Mixture
     from .parameters import SamplingParams
+    from .prepared import Prepared, cache_folder, prepare
     from .sampling import Sampled, Sampler
     from .scoring import Score, count_words, score_chunks, token_nlls
     from .session import Session
@@ -76,6 +78,9 @@ _LAZY = {
     "ComponentReport": "mixture",
     "Mixture": "mixture",
     "SamplingParams": "parameters",
+    "Prepared": "prepared",
+    "cache_folder": "prepared",
+    "prepare": "prepared",
     "Sampled": "sampling",
     "Sampler": "sampling",
     "Score": "scoring",
@@ -99,6 +104,7 @@ __all__ = [
     "Bundle",
     "BundleConfig",
     "BundleError",
+    "CacheError",
     "CheckpointError",
     "ComponentReport",
     "ConfigError",
@@ -119,6 +125,7 @@ __all__ = [
     "Mixture",
     "ParameterError",
     "ParityError",
+    "Prepared",
     "ProviderError",
     "RunError",
     "Sampled",
@@ -139,12 +146,14 @@ __all__ = [
     "VariantReport",
     "VerifyReport",
     "Vocabulary",
+    "cache_folder",
     "count_words",
     "decode_arrays",
     "encode_arrays",
     "encode_json",
     "heal",
     "measure_footprint",
+    "prepare",
     "read_bundle",
     "read_memory",
     "score_chunks",

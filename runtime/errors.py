@@ -12,6 +12,7 @@
     ├── BundleError           a bundle is damaged, unsafe or of another version
     ├── StateError            a session's state is damaged or of another model
     ├── ProviderError         ONNX Runtime or an execution provider is not there
+    ├── CacheError            a cache is damaged, unsafe or cannot be written
     ├── MeasureError          a measurement on this machine failed
     └── ExportError           an export could not be completed
         ├── ParityError       the graph does not compute what the model computes
@@ -71,6 +72,10 @@ class StateError(SdgmError):
 
 class ProviderError(SdgmError):
     """ONNX Runtime, or an execution provider that was asked for, is not available."""
+
+
+class CacheError(SdgmError):
+    """A cache is damaged, may be written by others, or cannot be written."""
 
 
 class MeasureError(SdgmError):

@@ -32,6 +32,7 @@ from .container import shown
 from .encoding import encode
 from .errors import MeasureError, ParameterError
 from .memory import Memory, gpu_memory, read_memory
+from .prepared import prepare
 from .providers import onnxruntime
 from .stages import STAGES
 
@@ -106,6 +107,8 @@ class Footprint:
     """Tokens generated after the first."""
     repeats: int
     """Cold processes for each variant."""
+    prepared: bool
+    """Whether weights were mapped in their prepared form."""
     variants: tuple[VariantFootprint, ...]
     """One for each variant."""
 
@@ -123,23 +126,30 @@ def measure_footprint(
     prompt: str = PROMPT,
     tokens: int = 128,
     repeats: int = 5,
+    prepared: bool = False,
 ) -> Footprint:
     """Measure a bundle in fresh child processes; without `variants`, all of them.
+
+    `prepared`: as `Generator.load` takes it; what is to be prepared is prepared before.
 
     Raises:
         BundleError: the bundle is damaged, or lacks a variant.
         ProviderError: ONNX Runtime, or a provider that was asked for, is not there.
         ParameterError: a parameter makes no sense.
         MeasureError: a child process died.
+        CacheError: what is prepared cannot be used or written.
     """
     for name, value in (("tokens", tokens), ("repeats", repeats)):
         if type(value) is not int or value < 1:
             raise ParameterError(f"{name}: expected a whole number from 1, got {shown(value)}; leave it out")
     bundle = read_bundle(path)
     chosen = [bundle.variant(name) for name in dict.fromkeys(variants or bundle.manifest.variants)]
-    asked = {"path": str(path), "providers": providers, "threads": threads, "prompt": prompt}
+    asked: dict[str, Any] = {"path": str(path), "providers": providers, "threads": threads, "prompt": prompt}
+    asked["prepared"] = prepared
     measured = []
     for variant in chosen:
+        if prepared:
+            prepare(bundle, variant.name)
         size, state = bundle.manifest.files[variant.file][1], 4 * bundle.config.state_size
         measured.append(_measure({**asked, "variant": variant.name}, size, state, tokens, repeats))
     return Footprint(
@@ -150,6 +160,7 @@ def measure_footprint(
         prompt_tokens=sum(1 for _ in encode(bundle.tokenizer, prompt)),
         tokens=tokens,
         repeats=repeats,
+        prepared=prepared,
         variants=tuple(measured),
     )
 

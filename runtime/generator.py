@@ -28,6 +28,7 @@ from .errors import BundleError, ParameterError
 from .generation import Cancel, Generation, Stream
 from .mixture import Mixture
 from .parameters import SamplingParams
+from .prepared import prepare
 from .scoring import Score, score_chunks, token_nlls
 from .session import HISTORY, RECENT, Identity, Segment, Session, load_session
 from .text import Vocabulary
@@ -62,21 +63,34 @@ class Generator:
         variant: str | None = None,
         providers: str | Sequence[str] = "auto",
         threads: int | None = None,
+        *,
+        prepared: bool = False,
     ) -> Self:
         """Read a bundle, check it, and open one of its variants.
 
         `providers`: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", or a list. `threads`: 1,
-        unless more are asked for.
+        unless more are asked for. `prepared`: run on the CPU with weights that are mapped from the cache in
+        the form that this CPU wants (see `prepare`); the first time, they are put there.
 
         Raises:
             BundleError: the bundle is damaged, or lacks the variant.
+            CacheError: the prepared form is damaged, others may write to it, or it cannot be written.
             ProviderError: ONNX Runtime is not installed, or a provider that was asked for does not work.
             ParameterError: `providers` or `threads` make no sense.
         """
         bundle = read_bundle(path)
         chosen = bundle.variant(variant)
         where = f"{bundle.path}: {chosen.file}"
-        graph = bundle.graph(chosen.name)
+        if prepared:
+            if providers not in ("auto", "cpu", ["cpu"]):
+                raise ParameterError(
+                    f"providers: expected cpu, which alone takes prepared weights, got {shown(providers)}; "
+                    "leave one of them out"
+                )
+            providers = "cpu"
+            graph: Path | bytes = prepare(bundle, chosen.name, thorough=False).graph
+        else:
+            graph = bundle.graph(chosen.name)
         return cls(
             bundle, chosen.name, Engine(graph, bundle.config, where, providers=providers, threads=threads)
         )

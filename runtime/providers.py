@@ -130,11 +130,38 @@ def _full_names(ort: Any, names: list[Any]) -> list[str]:
     return full
 
 
-def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str], threads: int) -> Any:
+def save_optimized(graph: Path | bytes, target: Path) -> None:
+    """Write a graph as this CPU runs it: optimized, its weights packed, in a file beside it that is mapped.
+
+    Raises:
+        ProviderError: ONNX Runtime is not there.
+        BundleError: ONNX Runtime refuses the graph, or cannot write.
+    """
+    ort = onnxruntime()
+    options = _options(ort, 1)
+    options.optimized_model_filepath = str(target)
+    for key, value in (
+        ("optimized_model_external_initializers_file_name", f"{target.name}.data"),
+        ("save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(f"session.{key}", value)
+    _make_session(ort, graph, target, [CPU], options)
+    _give_memory_back()
+
+
+def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = _QUIET
+    return options
+
+
+def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str], threads: int) -> Any:
+    return _make_session(ort, graph, where, providers, _options(ort, threads))
+
+
+def _make_session(ort: Any, graph: Path | bytes, where: object, providers: list[str], options: Any) -> Any:
     source = str(graph) if isinstance(graph, Path) else graph
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)

@@ -36,9 +36,15 @@ def main() -> None:
 
         onnxruntime()
         reached("imports")
-        generator = Generator.load(asked["path"], asked["variant"], asked["providers"], asked["threads"])
+        generator = Generator.load(
+            asked["path"],
+            asked["variant"],
+            asked["providers"],
+            asked["threads"],
+            prepared=asked.get("prepared", False),
+        )
         reached("session", provider=generator.provider)
-        session = generator.session()
+        session = generator.session(history=0)  # as a text is generated that nobody will rewind
         params: dict[str, Any] = {"seed": 0, "banned_tokens": generator.bundle.generation.end_tokens}
         first = generator.generate(asked["prompt"], session=session, max_new_tokens=1, **params)
         reached("first_token", tokens=len(first.tokens))

@@ -247,6 +247,7 @@ for command in (
     commands_device.verify,
     commands_device.inspect,
     commands_measure.footprint,
+    commands_measure.prepare,
     commands_compare.compare,
     commands_compare.probe,
 ):

@@ -77,6 +77,9 @@ def generate(
     ] = None,
     providers: Provider = "auto",
     variant: Annotated[str | None, typer.Option(help="Such as int8. Default: the bundle's.")] = None,
+    prepared: Annotated[
+        bool, typer.Option("--prepared", help="Map the weights from the cache, as sdgm-edge prepare.")
+    ] = False,
     heal: Annotated[
         bool, typer.Option("--heal/--no-heal", help="Complete the word that the prompt ends in.")
     ] = True,
@@ -113,7 +116,7 @@ def generate(
     )
     text = _prompt(prompt, file)
     generator = Generator.load(
-        model or newest_bundle(), variant=variant, providers=split_providers(providers), threads=threads
+        model or newest_bundle(), variant, console.split_providers(providers), threads, prepared=prepared
     )
     default = generator.bundle.generation.sampling.seed
     seed = next(s for s in (seed, default, secrets.randbits(32)) if s is not None)
@@ -256,11 +259,6 @@ def _steering(text: str) -> int | dict[int, float]:
         ) from None
 
 
-def split_providers(text: str) -> str | list[str]:
-    """Read "cpu", or several with commas."""
-    return text.split(",") if "," in text else text
-
-
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Ask whether Ctrl-C was pressed, in place of being cut off; pressed again, it cuts off."""
@@ -286,7 +284,7 @@ def verify(
     """Check a bundle on this machine: hashes, sizes, versions, and the golden prompt."""
     from sdgm_edge.runtime import verify as run_verify
 
-    report = run_verify(bundle, providers=split_providers(providers))
+    report = run_verify(bundle, providers=console.split_providers(providers))
     if as_json:
         console.print_json({**dataclasses.asdict(report), "ok": report.ok})
     else:

@@ -1,5 +1,6 @@
 """The commands that measure a bundle on a device; no torch. What `cli.py` says of commands holds here too."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .commands_device import Provider, split_providers
+from .commands_device import Provider
 
 if TYPE_CHECKING:
     from sdgm_edge.runtime import Footprint, VariantFootprint
@@ -30,6 +31,9 @@ def footprint(
     repeats: Annotated[int, typer.Option("--repeats", "-r", help="Cold processes for the times.")] = 5,
     threads: Annotated[int | None, typer.Option("--threads", "-t", help="Default: 1.")] = None,
     providers: Provider = "auto",
+    prepared: Annotated[
+        bool, typer.Option("--prepared", help="Measure with prepared weights (sdgm-edge prepare).")
+    ] = False,
     max_rss: Annotated[
         str | None, typer.Option(help="Exit 1 where a variant's peak is above this: 64MB, 60MiB.")
     ] = None,
@@ -56,11 +60,12 @@ def footprint(
     measured = measure_footprint(
         bundle,
         variants or (),
-        providers=split_providers(providers),
+        providers=console.split_providers(providers),
         threads=threads,
         prompt=prompt,
         tokens=tokens,
         repeats=repeats,
+        prepared=prepared,
     )
     above = [line for variant in measured.variants for line in _above(variant, limits)]
     if chart is not None:
@@ -73,6 +78,29 @@ def footprint(
         for line in above:
             print(f"{bundle}: {line}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def prepare(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
+    variants: Annotated[
+        list[str] | None, typer.Option("--variant", help="Such as int8; may be given again. Default: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Keep the weights in the cache as this CPU wants them, mapped by all processes (generate --prepared)."""
+    from sdgm_edge.runtime import prepare as run_prepare
+    from sdgm_edge.runtime import read_bundle
+
+    found = read_bundle(bundle)
+    done = [run_prepare(found, name) for name in dict.fromkeys(variants or found.manifest.variants)]
+    if as_json:
+        console.print_json([{**dataclasses.asdict(entry), "folder": str(entry.folder)} for entry in done])
+        return
+    console.print_table(
+        ("variant", "MB", "made now", "folder"),
+        [(entry.variant, entry.num_bytes / 1e6, entry.made, str(entry.folder)) for entry in done],
+        title=f"{bundle}: prepared for this CPU and this release of ONNX Runtime",
+    )
 
 
 def _quantity(flag: str, text: str, units: dict[str, float], example: str) -> float:
@@ -115,7 +143,8 @@ def _print(measured: "Footprint", markdown: bool) -> None:
             for variant in measured.variants
             for stage, memory in variant.stages.items()
         ],
-        title=f"{measured.path} ({measured.name}): memory of a fresh process; first token after a prompt of "
+        title=f"{measured.path} ({measured.name}{', prepared' if measured.prepared else ''}): "
+        "memory of a fresh process; first token after a prompt of "
         f"{measured.prompt_tokens} tokens, then {measured.tokens} more",
     )
     on_gpu = any(variant.provider == "cuda" for variant in measured.variants)

@@ -1,7 +1,6 @@
 """What the commands share in talking to a person or to a machine."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,11 +80,15 @@ def given(**options: object) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where token shards are kept between runs: `$SDGM_EDGE_CACHE`, or the user's cache folder."""
-    if named := os.environ.get("SDGM_EDGE_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(base) / "sdgm-edge"
+    """Where token shards are kept between runs, as the runtime keeps what it prepares."""
+    from sdgm_edge.runtime import cache_folder
+
+    return cache_folder()
+
+
+def split_providers(text: str) -> str | list[str]:
+    """Read "cpu", or several with commas."""
+    return text.split(",") if "," in text else text
 
 
 @contextmanager
