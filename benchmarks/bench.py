@@ -289,7 +289,7 @@ def flat(bench: Bench) -> Iterator[Figure]:
     near.feed("The")
     while far.position < DEEP:
         far.feed(bench.text)
-    _ = near.logits, far.logits  # a fork runs again what has not been run
+    _ = near.logits, far.logits  # run here, not within the first block
     blocks: dict[str, list[Spent]] = {"near": [], "far": []}
     for seed in range(BLOCKS):  # in turns, so that a change of the machine's speed meets both
         for name, session in (("near", near.fork()), ("far", far.fork())):
