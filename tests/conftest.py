@@ -1,6 +1,20 @@
 """What all tests share."""
 
+import logging
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("timeless", deadline=None)  # no test depends on timing
 settings.load_profile("timeless")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A command run inside a test logs to that test's stderr, which is closed when the next one logs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler and h not in handlers]:
+        root.removeHandler(handler)
+    root.setLevel(level)
