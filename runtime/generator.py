@@ -11,7 +11,7 @@ What `prior_strength` costs: 0 leaves the mixture out and costs nothing; "prior"
 for each token and runs the graph once; "posterior" mode runs it twice, first for this context's own vector.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -210,6 +210,9 @@ class Generator:
         """The ids of a prompt, and the bytes at its end that are to be sampled again."""
         if prompt is None:
             return (), b""
+        if not isinstance(prompt, Collection) or isinstance(prompt, bytes | bytearray):
+            got = type(prompt).__name__
+            raise ParameterError(f"prompt: expected text or a list of ids, got {got}; decode bytes to text first")
         if len(prompt) == 0:
             remedy = "give text, or None to begin from nothing"
             raise ParameterError(f"prompt: expected at least one character or id, got none; {remedy}")

@@ -490,3 +490,9 @@ def test_verify_of_a_damaged_bundle_raises(tmp_path):
     (path / "README.md").write_bytes(b"# TINY\n")
     with pytest.raises(BundleError, match=r"README\.md is damaged"):
         verify(path)
+
+
+@pytest.mark.parametrize("prompt", [b"abc", 5, iter([1, 2])])
+def test_a_prompt_is_text_or_a_list_of_ids(gen, prompt):
+    with pytest.raises(ParameterError, match="prompt: expected text or a list of ids, got"):
+        gen.generate(prompt)
