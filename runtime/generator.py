@@ -212,7 +212,9 @@ class Generator:
             return (), b""
         if not isinstance(prompt, Collection) or isinstance(prompt, bytes | bytearray):
             got = type(prompt).__name__
-            raise ParameterError(f"prompt: expected text or a list of ids, got {got}; decode bytes to text first")
+            raise ParameterError(
+                f"prompt: expected text or a list of ids, got {got}; decode bytes to text first"
+            )
         if len(prompt) == 0:
             remedy = "give text, or None to begin from nothing"
             raise ParameterError(f"prompt: expected at least one character or id, got none; {remedy}")
