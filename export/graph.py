@@ -22,7 +22,7 @@ from sdgm_edge.models import SDGM, ModelConfig
 from . import clock, ringing
 from .builder import IR_VERSION, Array, Builder, ints
 from .head import logits
-from .layers import Trace, blend, gated_unit, norm
+from .layers import Trace, asked, blend, gated_unit, norm
 from .matrices import Plan
 
 MATRICES = {"embedding", "strike", "synthesis", "encoder", "expand", "contract", "query", "key", "merge"}
@@ -86,15 +86,23 @@ def build_graph(config: ModelConfig, weights: Mapping[str, Array], plan: Plan, c
 def _block(
     t: Trace, i: int, x: ir.Value, now: ir.Value | None, blending: tuple[ir.Value, ir.Value] | None
 ) -> tuple[ir.Value, ir.Value]:
-    """Return the stream after a block, and the mixing vectors of its spectral layer."""
+    """Return the stream after a block, and the mixing vectors of its spectral layer.
+
+    What the last block does with its mixing vectors, it does only where logits are asked for: of a prompt,
+    once a call. A pointer needs all of it, as its keys are made of it.
+    """
     g, weights = t.g, f"blocks.{i}"
     source = norm(t, f"{weights}.norm", x) if t.config.residual else x
     with g.at("atoms"):
         mixing = (clock if now is not None else ringing).mix(t, i, source)
         blended = mixing
         if blending is not None:
+            if not t.config.copy_window:
+                with g.at("asked"):
+                    blended, x = asked(t, mixing), asked(t, x) if t.config.residual else x
+                    now = None if now is None else asked(t, now)
             with g.at("blend"):
-                blended = blend(t, mixing, *blending)
+                blended = blend(t, blended, *blending)
         if now is not None:
             rebuilt = clock.synthesize(t, i, blended, now)
         else:

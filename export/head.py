@@ -16,21 +16,21 @@ import numpy as np
 import onnx_ir as ir
 
 from .builder import floats, ints
-from .layers import TO_THE_END, Trace
+from .layers import TO_THE_END, Trace, asked
 from .matrices import Matrix
 
 
 def logits(t: Trace, embedding: Matrix, hidden: ir.Value) -> ir.Value:
-    """Return logits (B, U, V) from the last hidden vectors (B, T, D)."""
+    """Return logits (B, U, V) from the last hidden vectors: (B, T, D) with a pointer, (B, U, D) without."""
     g = t.g
-    asked = g.op("Slice", hidden, t.start, ints(TO_THE_END), ints(1))
     if not t.config.copy_window:
-        return embedding.product(asked, t.weights["bias"])
+        return embedding.product(hidden, t.weights["bias"])
+    hidden_U = asked(t, hidden)
     with g.at("pointer"):
-        attention, words = _attend(t, hidden, asked)
+        attention, words = _attend(t, hidden, hidden_U)
         with g.at("context"):
             context = g.op("MatMul", attention, embedding.rows(words))
-            both = g.op("Concat", asked, context, axis=-1)
+            both = g.op("Concat", hidden_U, context, axis=-1)
         with g.at("gate"):
             gate = g.op("MatMul", both, t.weights["pointer.gate.weight"].T)
             gate = g.op("Add", gate, t.weight("pointer.gate.bias"))
@@ -50,7 +50,7 @@ def logits(t: Trace, embedding: Matrix, hidden: ir.Value) -> ir.Value:
         return g.op("ScatterElements", said, places, mixed, axis=2)
 
 
-def _attend(t: Trace, hidden: ir.Value, asked: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _attend(t: Trace, hidden: ir.Value, hidden_U: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Return attention (B, U, J) over the last M tokens and the words in its places (B, J)."""
     g, M = t.g, t.config.copy_window
     with g.at("key"):
@@ -65,7 +65,7 @@ def _attend(t: Trace, hidden: ir.Value, asked: ir.Value) -> tuple[ir.Value, ir.V
         t.state["copy.ids"] = g.op("Slice", marks, ints(-M), ints(TO_THE_END), ints(1))
         words = g.op("Cast", g.op("Max", g.op("Sub", marks, floats(1)), floats(0)), to=ir.DataType.INT64)
     with g.at("query"):
-        query = t.matrix("pointer.query.weight").product(asked)
+        query = t.matrix("pointer.query.weight").product(hidden_U)
         scores = g.op("MatMul", query, g.op("Transpose", keys, perm=(0, 2, 1)))
         scores = g.op("Mul", scores, floats(1 / math.sqrt(t.config.copy_width)))
     with g.at("seen"):

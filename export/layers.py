@@ -77,6 +77,11 @@ def norm(t: Trace, name: str, x: ir.Value) -> ir.Value:
     return t.g.op("RMSNormalization", x, t.weight(f"{name}.weight"), axis=-1, epsilon=NORM_EPSILON)
 
 
+def asked(t: Trace, x: ir.Value) -> ir.Value:
+    """Return x (B, T, …) at the positions whose logits are asked for, (B, U, …)."""
+    return t.g.op("Slice", x, t.start, ints(TO_THE_END), ints(1))
+
+
 def with_tail(t: Trace, x: ir.Value, piece: str) -> ir.Value:
     """Return x with the tail of W − 1 tokens before it, (B, W − 1 + T, D), and keep the new tail."""
     width = t.config.conv_width
