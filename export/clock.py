@@ -1,9 +1,8 @@
 """Clock atoms as a graph: literal sines, A_k sin(2π F_k t/L + Φ_k), in float32 in every variant.
 
-Measured (K = 256, D = 512, L = 128, one core): sines 235 µs a token in 1.5 MB; a table of L steps 28 µs,
-but 67 MB of file and memory (or 0.7 s and 390 MB to compute it while loading); coarse and fine angles, sin
-(a + b) from 46 tables, 125 µs in 24 MB. The layer is there to reproduce a paper and not to be quick, and a
-bundle should not be twenty times as large as its model: sines.
+A table of L steps would be quicker, but take L · K · D numbers of file or memory: 67 MB with K = 256, D = 512
+and L = 128. The layer is there to reproduce a paper and not to be quick, and a bundle should not be twenty
+times as large as its model: sines.
 
 Shapes: B batch, T time, D width, K atoms, L period of the clock, W width of the convolution.
 """

@@ -10,9 +10,10 @@ instead.
 No sine is left in a step: amplitude and phase are folded into the synthesis matrix [A cos Φ | −A sin Φ]. ω
 and λ, which is folded into the bias of the strike, stay in float32 in every variant.
 
-Measured (K = 256, D = 512, one core, µs for 1 and 128 steps, session call included): this 9 and 235;
-cumulative sums in chunks of 16, whose range the floor of f bounds, 14 and 212; Scan in the resting frame 13
-and 506; the contrib operator LinearAttention 22 and 725.
+Closed forms over blocks of 16 steps, whose range the floor of f bounds, gained nothing over the Scan in a
+whole graph: they pass over memory more often, and ONNX Runtime takes logarithms slowly. A profile shows the
+Scan larger than it is, as timing its many small nodes costs more than they do; to see what it costs, leave
+it out and run `benchmarks/graph.py`.
 
 Shapes: B batch, T time, D width, K atoms; a mixing vector is [real parts | imaginary parts], 2K.
 """

@@ -1,0 +1,102 @@
+"""What one call of a preset's graph costs, in each variant, for a token, a few and a whole chunk.
+
+    python benchmarks/graph.py                             # edge-small
+    python benchmarks/graph.py --preset edge-nano --json
+
+Random weights, one core, one thread, logits after the last token alone, as prompts are read. Variants and
+lengths take turns, and each figure is the quickest of many calls: what the others lose, they lose to other
+processes of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from bench import machine, pin
+from sdgm_edge.export.graph import weights_of
+from sdgm_edge.export.variants import CHUNK, VARIANTS, build
+
+from sdgm_edge.console import print_table
+from sdgm_edge.models import SDGM, preset
+from sdgm_edge.runtime import BundleConfig, Engine
+
+LENGTHS = (1, 16, 128)
+ROUNDS = 12
+SECONDS = 0.1
+"""Spent on each figure in each round."""
+
+
+def engines(name: str) -> dict[str, Engine]:
+    """The preset in every variant."""
+    torch.manual_seed(0)
+    model = SDGM(preset(name)).eval()
+    config, weights = model.config, weights_of(model)
+    sizes = BundleConfig(
+        vocab_size=config.vocab_size,
+        state_size=config.state_size,
+        mixing_size=config.mixing_size,
+        chunk=CHUNK[config.layer],
+        model=config.to_dict(),
+    )
+    return {
+        v.name: Engine(build(config, weights, v.plan(weights)), sizes, v.name, providers="cpu", threads=1)
+        for v in VARIANTS.values()
+    }
+
+
+def quickest(engine: Engine, length: int) -> float:
+    """Seconds of the quickest of several calls."""
+    ids = [int(i) for i in np.random.default_rng(0).integers(0, engine.config.vocab_size, length)]
+    state = engine.zeros()
+    times = []
+    until = time.perf_counter() + SECONDS
+    while not times or time.perf_counter() < until:
+        begun = time.perf_counter()
+        engine.last(ids, state)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def measure(name: str) -> dict[str, dict[int, float]]:
+    """Microseconds of a call by variant and length."""
+    variants = engines(name)
+    pin()
+    best: dict[str, dict[int, float]] = {variant: {} for variant in variants}
+    for _ in range(ROUNDS):
+        for variant, engine in variants.items():
+            for length in LENGTHS:
+                if length <= engine.chunk:
+                    took = 1e6 * quickest(engine, length)
+                    best[variant][length] = min(took, best[variant].get(length, took))
+    return best
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure what a call of a graph costs, on this machine.")
+    parser.add_argument("--preset", default="edge-small")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    here, found = machine(), measure(options.preset)
+    if options.json:
+        report = {"machine": here, "preset": options.preset, "microseconds": found}
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    print(", ".join(f"{name} {value}" for name, value in here.items()))
+    rows = [
+        (variant, f"{length} token{'s' if length > 1 else ''}", us, us / length, 1e6 * length / us)
+        for variant, times in found.items()
+        for length, us in times.items()
+    ]
+    print_table((options.preset, "a call", "µs", "µs a token", "tokens/s"), rows)
+
+
+if __name__ == "__main__":
+    main()
