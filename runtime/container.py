@@ -18,6 +18,7 @@ import re
 import stat
 import struct
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from math import prod
@@ -71,15 +72,15 @@ def check_name(name: str, where: object) -> str:
     return name
 
 
-class Source:
+class Source(ABC):
     """Named files, wherever they lie."""
 
     sizes: dict[str, int]
     """Size of each file in bytes."""
 
+    @abstractmethod
     def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """A file for reading."""
-        raise NotImplementedError
 
     def path(self, name: str) -> Path | None:
         """Its path, where it is a file of its own."""
