@@ -248,9 +248,9 @@ def test_a_model_that_diverges_is_reported_as_diverged(terms, corpus, tmp_path, 
 
 def test_trials_can_be_matched_in_time(terms, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "TIMED_SECONDS", 0.1)
-    begin(tmp_path, terms, minutes=1 / 60)
+    begin(tmp_path, terms, minutes=1e-9)  # less than a step, on any machine
     result = run_trial(tmp_path, corpus)
-    assert result.steps > 6, "not the steps of the config"
+    assert result.steps == 1, "not the steps of the config"
     assert result.steps == json.loads((tmp_path / "config.json").read_text())["training"]["max_steps"]
 
 
