@@ -28,7 +28,8 @@ from sdgm_edge.config import PRESET_RUNS, TrainingConfig
 from sdgm_edge.console import print_table
 from sdgm_edge.losses import LEAST_ROWS, LOGITS_AT_ONCE, LossWeights, Objective, vocabulary_nll
 from sdgm_edge.models import SDGM, preset, ringing
-from sdgm_edge.training import make_optimizer, supports_bf16
+from sdgm_edge.optimizers import Optimizer
+from sdgm_edge.training import supports_bf16
 
 BATCH, WINDOW, ROUNDS = 32, 128, 5
 VOCABULARIES = (4096, 10_000, 33_278)
@@ -77,7 +78,7 @@ class Training:
         run = PRESET_RUNS[name]
         self.model = SDGM(preset(name, vocab_size=vocab_size, dropout=0.1))
         self.objective = Objective(self.model, run.loss, 16)
-        self.optimizer = make_optimizer(self.model, TrainingConfig())
+        self.optimizer = Optimizer(self.model, TrainingConfig())
         self.ids = torch.randint(vocab_size, (BATCH, WINDOW + 1))
         self.state = self.model.initial_state(BATCH)
         self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=supports_bf16(torch.device("cpu")))
@@ -88,8 +89,7 @@ class Training:
         with self.autocast:
             terms, _ = self.objective(self.ids[:, :-1], self.ids[:, 1:], self.state)
         terms.loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(TrainingConfig().learning_rate)
         return time.process_time() - began
 
 

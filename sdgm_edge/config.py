@@ -58,7 +58,7 @@ class TrainingConfig:
     carry_state: bool = True
     """A sequence's next window goes on from the state of its last; False: each starts afresh."""
     optimizer: str = "adamw"
-    """`adamw` (decoupled weight decay) or `adam` (the paper's)."""
+    """`adamw` (decoupled weight decay), `adam` (the paper's) or `muon` (for matrices, AdamW for the rest)."""
     learning_rate: float = 3e-3
     """At its peak."""
     weight_decay: float = 0.1
@@ -97,7 +97,8 @@ class TrainingConfig:
         ):
             _expect_int(f"training.{name}", getattr(self, name), least)
         _expect_int("training.num_components", self.num_components, 1)
-        _expect(self.optimizer in ("adamw", "adam"), "training.optimizer", "adamw or adam", self.optimizer)
+        known = self.optimizer in ("adamw", "adam", "muon")
+        _expect(known, "training.optimizer", "adamw, adam or muon", self.optimizer)
         _expect(
             self.schedule in ("cosine", "constant"), "training.schedule", "cosine or constant", self.schedule
         )

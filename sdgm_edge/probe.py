@@ -33,8 +33,9 @@ from torch.nn import functional
 from sdgm_edge.compare import Terms, entry_config
 from sdgm_edge.config import CorpusConfig, TrainingConfig
 from sdgm_edge.models import LanguageModel, ModelConfig, build_model
+from sdgm_edge.optimizers import Optimizer, learning_rate
 from sdgm_edge.runtime import ConfigError
-from sdgm_edge.training import learning_rate, make_optimizer, pick_device
+from sdgm_edge.training import pick_device
 from sdgm_edge.trial import write_json
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ def _find(entry: str, config: ModelConfig, task: str, settings: Probe) -> Findin
 def train(model: LanguageModel, task: str, settings: Probe) -> float:
     """Train on a task at mixed distances; return the loss over the last tenth of the steps."""
     terms = TrainingConfig(learning_rate=settings.learning_rate, max_steps=settings.steps)
-    optimizer = make_optimizer(model.train(), terms)
+    optimizer = Optimizer(model.train(), terms)
     rng = np.random.default_rng(settings.seed)
     device = model.embedding.weight.device
     losses = []
@@ -237,10 +238,7 @@ def train(model: LanguageModel, task: str, settings: Probe) -> float:
         loss = functional.cross_entropy(logits.flatten(0, 1), answers.flatten(), ignore_index=NO_ANSWER)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), terms.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(terms, step, settings.steps) * group["scale"]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(learning_rate(terms, step, settings.steps))
         losses.append(loss.detach())
         if step % 100 == 0:
             log.info("%s: step %d, loss %.3f", task, step, loss)

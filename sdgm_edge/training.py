@@ -29,10 +29,11 @@ from sdgm_edge import checkpoint
 from sdgm_edge.atomic import replacing
 from sdgm_edge.batches import Lanes
 from sdgm_edge.checkpoint import Checkpoint
-from sdgm_edge.config import RunConfig, TrainingConfig
+from sdgm_edge.config import RunConfig
 from sdgm_edge.evaluation import mixing_sample, total_nll
 from sdgm_edge.losses import Objective, Terms
 from sdgm_edge.models import Features, build_model
+from sdgm_edge.optimizers import Optimizer, learning_rate
 from sdgm_edge.parallel import Group, joined
 from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
 from sdgm_edge.recorder import Recorder, draw_curve
@@ -128,33 +129,6 @@ def supports_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
-    """Return the learning rate of a step, counted from 0."""
-    warm = max(1, round(config.warmup * total))
-    if step < warm:
-        return config.learning_rate * (step + 1) / warm
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm))) / 2
-
-
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimizer: only matrices decay; frequencies and dampings move at a rate of their own."""
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "dynamics": []}
-    for name, parameter in model.named_parameters():
-        dynamic = name.endswith(("omega", "damping", "frequency"))
-        groups["dynamics" if dynamic else "matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
-    settings = [
-        {"params": groups["matrices"], "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": groups["vectors"], "weight_decay": 0.0, "scale": 1.0},
-        {"params": groups["dynamics"], "weight_decay": 0.0, "scale": config.dynamics_rate},
-    ]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        [g for g in settings if g["params"]], lr=config.learning_rate, betas=(0.9, config.beta2), fused=True
-    )
-
-
 class Trainer:
     """One run, from its first step or from a checkpoint to its end."""
 
@@ -183,7 +157,7 @@ class Trainer:
         self.objective = Objective(self.model, config.loss, t.num_components).to(device)
         if compiled:
             self.objective.compile()
-        self.optimizer = make_optimizer(self.model, t)
+        self.optimizer = Optimizer(self.model, t)
         self.averaged = build_model(config.model).to(device).eval() if t.ema_decay else self.model
         self.averaged.load_state_dict(self.model.state_dict())
         bf16 = supports_bf16(device) if precision == "auto" else precision == "bf16"
@@ -282,12 +256,9 @@ class Trainer:
         terms.loss.backward()
         self.group.average_gradients(self.model)
         rate = learning_rate(t, self.step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
         if t.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate)
         if self.group.leads:
             self.reservoir.add(features.mixing_TBM, seed=t.seed + self.step)
         self.step += 1
@@ -386,8 +357,7 @@ class Trainer:
             tensors |= {f"model.{name}": t for name, t in self.model.state_dict().items()}
             if self.config.training.ema_decay:
                 tensors |= {f"average.{name}": t for name, t in self.averaged.state_dict().items()}
-            for index, moments in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
+            tensors |= {f"optimizer.{name}": t for name, t in self.optimizer.moments().items()}
             if self.prior is not None:
                 tensors |= {f"prior.{name}": torch.from_numpy(a) for name, a in self.prior.items()}
             values: dict[str, Any] = {
@@ -414,11 +384,7 @@ class Trainer:
                 f"the checkpoint in {self.folder} does not fit its config: {reason}"
             ) from reason
         load_weights(self.averaged, saved)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in saved.part("optimizer").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.optimizer.restore(saved.part("optimizer"))
         share = len(self.state)
         self.state = saved.tensors["state"][self.group.rank * share :][:share].to(self.device)
         self.reservoir.vectors = saved.tensors["reservoir"]

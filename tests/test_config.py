@@ -37,7 +37,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("[corpus]\nvocab_size = 10", "corpus.vocab_size must be a whole number of at least 257"),
         ("[training]\nlearning_rate = 0.0", "training.learning_rate must be a number above 0"),
         ('[training]\nclip = "much"', r"training.clip must be a number in \[0, inf\), got 'much'"),
-        ('[training]\noptimizer = "sgd"', "training.optimizer must be adamw or adam"),
+        ('[training]\noptimizer = "sgd"', "training.optimizer must be adamw, adam or muon"),
         ('[training]\nschedule = "step"', "training.schedule must be cosine or constant"),
         ("[model]\nlayer = 'fnet'\n[loss]\nprior = 1.0", "a model of layer 'fnet' has no dictionary"),
         ("[training]\ncarry_state = 1", "training.carry_state must be true or false"),

@@ -15,11 +15,12 @@ import torch
 
 from sdgm_edge import checkpoint
 from sdgm_edge.config import load_config
+from sdgm_edge.optimizers import learning_rate
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run, locked, new_folder, newest_run
 from sdgm_edge.runtime import CheckpointError, CorpusError, DivergedError, ProviderError, RunError
 from sdgm_edge.shards import prepare_corpus
-from sdgm_edge.training import Interrupted, learning_rate, pick_device, train
+from sdgm_edge.training import Interrupted, pick_device, train
 
 TINY = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 16, "window": 16, "dropout": 0.2}
 
@@ -65,12 +66,12 @@ PAPER = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 0, "window":
 
 
 @pytest.mark.parametrize(
-    ("preset", "model", "loss"),
-    [("edge-nano", {}, {}), ("paper", PAPER, LOSSES)],
-    ids=["edge", "paper, all losses"],
+    ("preset", "model", "loss", "training"),
+    [("edge-nano", {}, {}, {}), ("edge-nano", {}, {}, {"optimizer": "muon"}), ("paper", PAPER, LOSSES, {})],
+    ids=["edge", "edge, by muon", "paper, all losses"],
 )
-def test_resumed_is_bit_for_bit_the_uninterrupted_run(corpus, tmp_path, preset, model, loss):
-    settings = config(preset, model, loss, valid_steps=5, early_stop=0)
+def test_resumed_is_bit_for_bit_the_uninterrupted_run(corpus, tmp_path, preset, model, loss, training):
+    settings = config(preset, model, loss, valid_steps=5, early_stop=0, **training)
     train(settings, corpus, tmp_path / "whole")
     with pytest.raises(Interrupted, match="stopped at step 11 of 24; go on with --resume"):
         train(settings, corpus, tmp_path / "parts", on_step=StopAfter(11))
