@@ -27,6 +27,8 @@ class ModelConfig:
     """Width of an embedding [D]."""
     num_atoms: int = 256
     """Atoms in each layer's dictionary [K]; the width of a baseline's recurrence or polynomial."""
+    turning: float = 1.0
+    """Part of the ringing atoms that begin with a frequency; the rest only fade."""
     conv_width: int = 4
     """Tokens that the causal convolution of the mixing encoder sees, the current one included."""
     activation: str = "silu"
@@ -57,6 +59,8 @@ class ModelConfig:
             rate = getattr(self, name)
             if not isinstance(rate, int | float) or not 0 <= rate < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), got {rate!r}")
+        if not isinstance(self.turning, int | float) or not 0 <= self.turning <= 1:
+            raise ValueError(f"model.turning must lie in [0, 1], got {self.turning!r}")
         if not isinstance(self.residual, bool):
             raise ValueError(f"model.residual must be true or false, got {self.residual!r}")
         if not self.residual and self.num_layers > 1:

@@ -42,7 +42,10 @@ class RingingAtoms(nn.Module):
         self.conv = CausalConv(D, config.conv_width)
         self.strike = nn.Linear(D, 3 * K)
         self.synthesis = nn.Linear(2 * K, D, bias=False)  # weight: (D, [A cos Φ | −A sin Φ])
-        self.omega = nn.Parameter(torch.logspace(math.log10(OMEGA_RANGE[0]), math.log10(OMEGA_RANGE[1]), K))
+        omega = torch.zeros(K)
+        turning = round(K * config.turning)
+        omega[:turning] = torch.logspace(math.log10(OMEGA_RANGE[0]), math.log10(OMEGA_RANGE[1]), turning)
+        self.omega = nn.Parameter(omega)
         # Damping has an order of its own, so that there are short and long atoms at every pitch.
         spread = torch.linspace(*LAMBDA_RANGE, K)
         self.damping = nn.Parameter(spread[torch.arange(K) * _coprime(K) % K])
