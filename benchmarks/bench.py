@@ -34,11 +34,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.variants import CHUNK, VARIANTS, build
+from sdgm_edge.export.variants import VARIANTS, build, bundle_config
 
 from sdgm_edge.console import cache_folder, format_value, print_table
 from sdgm_edge.models import SDGM, preset
-from sdgm_edge.runtime import BundleConfig, Generator, Session, encode_json, write_bundle
+from sdgm_edge.runtime import Generator, Session, encode_json, write_bundle
 from sdgm_edge.shards import prepare_corpus
 
 EDGE = ("edge-nano", "edge-micro", "edge-small")
@@ -131,15 +131,8 @@ class Bench:
         weights["bias"] = np.float32(torch.randn(config.vocab_size).numpy() - ZIPF * np.log(ranks))
         if "norm.weight" in weights:
             weights["norm.weight"] /= 2  # random weights are surer than a language lets anyone be
-        sizes = BundleConfig(
-            vocab_size=config.vocab_size,
-            state_size=config.state_size,
-            mixing_size=config.mixing_size,
-            chunk=CHUNK[config.layer],
-            model=config.to_dict(),
-        )
         files = {
-            "config.json": encode_json(asdict(sizes)),
+            "config.json": encode_json(asdict(bundle_config(config))),
             "tokenizer.json": (self.folder / "tokenizer.json").read_bytes(),
             "generation_config.json": encode_json({"begin_token": 0, "end_tokens": [], "sampling": SAMPLING}),
             variant.file: build(config, weights, variant.plan(weights)),

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from bench import machine, pin
 from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.variants import CHUNK, VARIANTS, build
+from sdgm_edge.export.variants import VARIANTS, build, bundle_config
 
 from sdgm_edge.console import print_table
 from sdgm_edge.models import SDGM, preset
-from sdgm_edge.runtime import BundleConfig, Engine
+from sdgm_edge.runtime import Engine
 
 LENGTHS = (1, 16, 128)
 ROUNDS = 12
@@ -38,13 +38,7 @@ def engines(name: str) -> dict[str, Engine]:
     torch.manual_seed(0)
     model = SDGM(preset(name)).eval()
     config, weights = model.config, weights_of(model)
-    sizes = BundleConfig(
-        vocab_size=config.vocab_size,
-        state_size=config.state_size,
-        mixing_size=config.mixing_size,
-        chunk=CHUNK[config.layer],
-        model=config.to_dict(),
-    )
+    sizes = bundle_config(config)
     return {
         v.name: Engine(build(config, weights, v.plan(weights)), sizes, v.name, providers="cpu", threads=1)
         for v in VARIANTS.values()

@@ -26,7 +26,6 @@ from sdgm_edge import __version__
 from sdgm_edge.models import SDGM
 from sdgm_edge.run import Run, load_run, newest_run
 from sdgm_edge.runtime import (
-    BundleConfig,
     Engine,
     ExportError,
     ParityError,
@@ -45,7 +44,7 @@ from .golden import golden_prompt, golden_steps
 from .graph import weights_of
 from .matrices import Precision
 from .search import Found, mixed_precision
-from .variants import CHUNK, VARIANTS, Variant, build, model_as_held, variant_of
+from .variants import CHUNK, VARIANTS, Variant, build, bundle_config, model_as_held, variant_of
 
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
@@ -179,13 +178,7 @@ class _Exporter:
         self.has_unk = self.tokenizer.kind == "word" and self.tokenizer.token_id(UNKNOWN) in self.tokens
         self.prompt = golden_prompt(run.heldout)
         self.prompt_ids = self.tokenizer.encode(self.prompt)
-        self.sizes = BundleConfig(
-            vocab_size=self.config.vocab_size,
-            state_size=self.config.state_size,
-            mixing_size=self.config.mixing_size,
-            chunk=CHUNK[self.config.layer],
-            model=self.config.to_dict(),
-        )
+        self.sizes = bundle_config(self.config)
 
     def pass_gates(self, variants: list[Variant]) -> list[_Passed]:
         """Build all variants and hold them to the gates; float32 is always built, to be the reference."""

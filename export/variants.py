@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from sdgm_edge.models import SDGM, ModelConfig
-from sdgm_edge.runtime import UsageError
+from sdgm_edge.runtime import BundleConfig, UsageError
 
 from .builder import Array
 from .graph import build_graph, matrix_names, weights_of
@@ -66,6 +66,17 @@ def variant_of(bits: int) -> Variant:
         known = ", ".join(str(b) for b in sorted(VARIANTS))
         raise UsageError(f"bits: expected one of {known}, got {bits!r}; 8 is what --quantize gives")
     return VARIANTS[bits]
+
+
+def bundle_config(config: ModelConfig) -> BundleConfig:
+    """Return what a bundle tells the runtime of a model."""
+    return BundleConfig(
+        vocab_size=config.vocab_size,
+        state_size=config.state_size,
+        mixing_size=config.mixing_size,
+        chunk=CHUNK[config.layer],
+        model=config.to_dict(),
+    )
 
 
 def build(config: ModelConfig, weights: Mapping[str, Array], plan: Plan) -> bytes:

@@ -8,21 +8,17 @@ import torch
 import trained
 from sdgm_edge.export.gates import check_parity, compare, run_graph, run_torch
 from sdgm_edge.export.graph import matrix_names, weights_of
-from sdgm_edge.export.variants import CHUNK, VARIANTS, build, model_as_held
+from sdgm_edge.export.variants import VARIANTS, build, bundle_config, model_as_held
 
-from sdgm_edge.runtime import BundleConfig, Engine, ParityError
+from sdgm_edge.runtime import Engine, ParityError
 
 FEW = 96
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 
 def engine_of(model, plan):
-    config = model.config
-    sizes = BundleConfig(
-        vocab_size=config.vocab_size, state_size=config.state_size, mixing_size=config.mixing_size,
-        chunk=CHUNK[config.layer], model={},
-    )  # fmt: skip
-    return Engine(build(config, weights_of(model), plan), sizes, "graph", providers="cpu")
+    graph = build(model.config, weights_of(model), plan)
+    return Engine(graph, bundle_config(model.config), "graph", providers="cpu")
 
 
 @functools.cache
