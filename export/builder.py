@@ -61,8 +61,8 @@ class Builder:
         """Return an initializer, the same one for the same small numbers where it bears no name."""
         if self._parent is not None:
             return self._parent.constant(array, name)
-        array = np.ascontiguousarray(array).reshape(np.shape(array))
-        key = (array.dtype.str, array.shape, array.tobytes())
+        array = np.asarray(array)
+        key = (array.dtype.str, array.shape, b"" if name else array.tobytes())
         if not name and key in self._constants:
             return self._constants[key]
         value = self._tape.initializer(

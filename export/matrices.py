@@ -107,26 +107,34 @@ class Matrix:
     def __init__(
         self, g: Builder, name: str, weight_NK: Array, precision: Precision, *, rows: bool = False
     ) -> None:
-        """Add the matrix; `rows` where its rows are looked up too, so that it must lie row by row."""
+        """Add the matrix; `rows` where its rows are looked up too, so that it must lie row by row.
+
+        A matrix that is one row repeated (`np.broadcast_to`) is held as one, and takes no memory here.
+        """
         self.g, self.precision = g, precision
         self.num_rows, self.num_columns = weight_NK.shape
         self._by_rows = rows
+        if weight_NK.strides[0] == 0:
+            weight_NK = weight_NK[:1]
         if precision in BITS:
             self._blocks = quantize_blocks(weight_NK, precision)
-            self._weight = g.constant(self._blocks.packed, f"{name}.weight_{precision}")
-            self._scales = g.constant(self._blocks.scales, f"{name}.scales")
+            self._weight = self._constant(f"{name}.weight_{precision}", self._blocks.packed)
+            self._scales = self._constant(f"{name}.scales", self._blocks.scales)
         elif precision == "int8":
             if rows:
                 raise ValueError(f"{name} is looked up by rows: give it precision q8 instead of int8")
             codes, scales = quantize_columns(np.ascontiguousarray(weight_NK.T))
-            self._weight, self._scales = (
-                g.constant(codes, f"{name}.weight_int8"),
-                g.constant(scales, f"{name}.scales"),
-            )
+            self._weight = self._constant(f"{name}.weight_int8", codes, axis=1)
+            self._scales = self._constant(f"{name}.scales", scales)
         else:
             dtype = np.float16 if precision == "fp16" else np.float32
             weight = weight_NK if rows else np.ascontiguousarray(weight_NK.T)
-            self._weight = g.constant(weight.astype(dtype), f"{name}.weight")
+            self._weight = self._constant(f"{name}.weight", weight.astype(dtype), axis=0 if rows else 1)
+
+    def _constant(self, name: str, array: Array, *, axis: int = 0) -> ir.Value:
+        """Add an array that has N, or one number for all of them, along an axis."""
+        shape = (*array.shape[:axis], self.num_rows, *array.shape[axis + 1 :])
+        return self.g.constant(np.broadcast_to(array, shape), name)
 
     def product(self, x: ir.Value, bias: Array | None = None) -> ir.Value:
         """Return x Wᵀ + b for x (..., K) in float32."""
