@@ -1,4 +1,4 @@
-"""What training costs: the scan in three forms, a vocabulary's loss, the clock atoms of the paper.
+"""What training costs: the scan in three forms, a vocabulary's loss, the clock atoms of the paper; scoring.
 
     python benchmarks/bench_train.py            # everything, on one core
     python benchmarks/bench_train.py --json     # the same for a machine
@@ -20,18 +20,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from sdgm_edge.models.ring import ring_chunks, ring_steps
 from torch import Tensor
 
 from sdgm_edge.config import PRESET_RUNS, TrainingConfig
 from sdgm_edge.console import print_table
+from sdgm_edge.evaluation import total_nll
 from sdgm_edge.losses import LEAST_ROWS, LOGITS_AT_ONCE, LossWeights, Objective, vocabulary_nll
 from sdgm_edge.models import SDGM, preset, ringing
 from sdgm_edge.optimizers import Optimizer
 from sdgm_edge.training import supports_bf16
 
 BATCH, WINDOW, ROUNDS = 32, 128, 5
+SCORED = 4096
 VOCABULARIES = (4096, 10_000, 33_278)
 
 
@@ -206,6 +209,24 @@ def bench_clock() -> list[dict[str, object]]:
     ]
 
 
+def bench_scoring() -> list[dict[str, object]]:
+    """Scoring a text in one lane, as `sdgm-edge eval` does."""
+    rng = np.random.default_rng(0)
+    models = {name: SDGM(preset(name, vocab_size=4096)).eval() for name in ("paper", "edge-micro")}
+    tokens = rng.integers(4096, size=SCORED + 1)
+
+    def score(model: SDGM) -> Callable[[], float]:
+        def step() -> float:
+            began = time.process_time()
+            total_nll(model, tokens)
+            return time.process_time() - began
+
+        return step
+
+    medians = in_turns({name: score(model) for name, model in models.items()}, rounds=3)
+    return [{"scoring in one lane": name, "tokens/s": round(SCORED / t)} for name, t in medians.items()]
+
+
 def machine() -> str:
     """Return the processor's name."""
     info = Path("/proc/cpuinfo")
@@ -225,7 +246,7 @@ def main() -> None:
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    tables = [bench_scan(), bench_vocabulary(), bench_clock()]
+    tables = [bench_scan(), bench_vocabulary(), bench_clock(), bench_scoring()]
     title = f"{machine()}, one core, torch {torch.__version__}, batch {BATCH} × {WINDOW}, " + (
         "bf16" if supports_bf16(torch.device("cpu")) else "float32"
     )

@@ -22,28 +22,51 @@ from .config import ModelConfig
 from .layers import activation
 
 
-class _Synthesis(torch.autograd.Function):
-    """x̂ (T, B, D) from C (T, B, K), A, F, Φ (K, D) and t/L (T,), one clock time after another.
+class _Sinusoids:
+    """sin and cos of 2πF·τ + Φ, (K, D) each, at the t-th of some evenly spaced times τ.
 
-    A window needs L·K·D sines, and as many cosines for the gradient. The angle of an evenly spaced time is
-    a coarse one plus a fine one, sin(a + b) = sin a cos b + cos a sin b, so about 2√L·K·D of each are
-    evaluated; the rest are products, made once, while K·D of them fit a processor's cache.
+    The angle of such a time is a coarse one plus a fine one, sin(a + b) = sin a cos b + cos a sin b, so about
+    2√T·K·D of each are evaluated; the rest are products, made while K·D of them fit a processor's cache.
+    """
+
+    def __init__(self, F: Tensor, phase: Tensor, time: Tensor) -> None:
+        self._count = max(1, math.isqrt(len(time)))
+        coarse = 2 * math.pi * F * time[:: self._count, None, None] + phase
+        fine = 2 * math.pi * F * (time[: self._count] - time[0])[:, None, None]
+        self._sin_a, self._cos_a = torch.sin(coarse), torch.cos(coarse)
+        self._sin_b, self._cos_b = torch.sin(fine), torch.cos(fine)
+
+    def sin(self, t: int) -> Tensor:
+        i, j = divmod(t, self._count)
+        return torch.addcmul(self._sin_a[i] * self._cos_b[j], self._cos_a[i], self._sin_b[j])
+
+    def cos(self, t: int) -> Tensor:
+        i, j = divmod(t, self._count)
+        return torch.addcmul(self._cos_a[i] * self._cos_b[j], self._sin_a[i], self._sin_b[j], value=-1)
+
+
+class _Synthesis(torch.autograd.Function):
+    """x̂ (R, T, B, D) from C (R, T, B, K), A, F, Φ (K, D) and t/L (T,), one clock time after another.
+
+    R turns of the clock share the T·K·D sines. With a gradient to come these are kept, and as many cosines;
+    `for_gradient` says so, because a function of its own cannot see whether one is wanted.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, C: Tensor, A: Tensor, F: Tensor, phase: Tensor, time: Tensor) -> Tensor:
-        fine_size = max(1, math.isqrt(len(time)))
-        coarse = 2 * math.pi * F * time[::fine_size, None, None] + phase
-        fine = 2 * math.pi * F * (time[:fine_size] - time[0])[:, None, None]
-        sin_a, cos_a, sin_b, cos_b = torch.sin(coarse), torch.cos(coarse), torch.sin(fine), torch.cos(fine)
-        sin, cos = (torch.empty((len(time), *A.shape), dtype=C.dtype, device=A.device) for _ in range(2))
-        out = torch.empty((*C.shape[:2], A.shape[1]), dtype=C.dtype, device=A.device)
+    def forward(
+        ctx: FunctionCtx, C: Tensor, A: Tensor, F: Tensor, phase: Tensor, time: Tensor, for_gradient: bool
+    ) -> Tensor:
+        waves = _Sinusoids(F, phase, time)
+        out = torch.empty((*C.shape[:3], A.shape[1]), dtype=C.dtype, device=A.device)
+        kept = len(time) if for_gradient else 0
+        sin, cos = (torch.empty((kept, *A.shape), dtype=C.dtype, device=A.device) for _ in range(2))
         for t in range(len(time)):
-            i, j = divmod(t, fine_size)
-            sine = torch.addcmul(sin_a[i] * cos_b[j], cos_a[i], sin_b[j])
-            sin[t] = sine
-            cos[t] = torch.addcmul(cos_a[i] * cos_b[j], sin_a[i], sin_b[j], value=-1)
-            torch.mm(C[t], (A * sine).to(C.dtype), out=out[t])
+            sine = waves.sin(t)
+            if for_gradient:
+                sin[t], cos[t] = sine, waves.cos(t)
+            atoms = (A * sine).to(C.dtype)
+            for turn in range(len(C)):
+                torch.mm(C[turn, t], atoms, out=out[turn, t])
         ctx.save_for_backward(C, A, sin, cos, time)
         return out
 
@@ -53,13 +76,15 @@ class _Synthesis(torch.autograd.Function):
         grad_C = torch.empty_like(C)
         grad_A, grad_phase, grad_F = (torch.zeros_like(A) for _ in range(3))
         for t, now in enumerate(time.tolist()):
-            torch.mm(grad[t], (A * sin[t]).to(C.dtype).T, out=grad_C[t])
-            grad_S = (C[t].T @ grad[t]).to(A.dtype)
+            atoms = (A * sin[t]).to(C.dtype)
+            for turn in range(len(C)):
+                torch.mm(grad[turn, t], atoms.T, out=grad_C[turn, t])
+            grad_S = (C[:, t].flatten(0, 1).T @ grad[:, t].flatten(0, 1)).to(A.dtype)
             grad_A.addcmul_(grad_S, sin[t])
             slope = grad_S.mul_(cos[t])
             grad_phase += slope
             grad_F.add_(slope, alpha=now)
-        return grad_C, grad_A, grad_F.mul_(A).mul_(2 * math.pi), grad_phase.mul_(A), None
+        return grad_C, grad_A, grad_F.mul_(A).mul_(2 * math.pi), grad_phase.mul_(A), None, None
 
 
 class ClockAtoms(nn.Module):
@@ -100,14 +125,20 @@ class ClockAtoms(nn.Module):
 
     def _synthesize(self, mixing_TBK: Tensor, start: int) -> Tensor:
         """Return x̂ (T, B, D) at clock times from `start`, which wrap at the period."""
-        pieces, done = [], 0
-        while done < len(mixing_TBK):
-            count = min(len(mixing_TBK) - done, self.period - start)
-            time = torch.arange(start, start + count, device=mixing_TBK.device) / self.period
-            part = mixing_TBK[done : done + count]
-            piece = _Synthesis.apply(part, self.amplitude, self.frequency, self.phase, time)  # type: ignore[no-untyped-call]
-            pieces.append(piece)
-            done, start = done + count, 0
+        head = min(len(mixing_TBK), -start % self.period)
+        whole = (len(mixing_TBK) - head) // self.period * self.period
+        tail = len(mixing_TBK) - head - whole
+        parts = zip(
+            mixing_TBK.split([head, whole, tail]), (start, 0, 0), (head, self.period, tail), strict=True
+        )
+        pieces = []
+        for part, first, count in parts:
+            if len(part):
+                time = torch.arange(first, first + count, device=part.device) / self.period
+                turns_RTBK = part.unflatten(0, (-1, count))
+                dictionary = self.amplitude, self.frequency, self.phase
+                piece = _Synthesis.apply(turns_RTBK, *dictionary, time, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+                pieces.append(piece.flatten(0, 1))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def step(self, x_BD: Tensor, conv_BWD: Tensor, clock_B: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor]]:

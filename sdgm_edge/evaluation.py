@@ -12,6 +12,8 @@ from sdgm_edge.runtime import Score
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
 WINDOW = 256
+TURNS = 8
+"""Turns of a clock that one lane reads at once: they share the sines of a turn."""
 
 
 def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
@@ -46,15 +48,21 @@ def _read(
     state: torch.Tensor,
 ) -> tuple[float, torch.Tensor]:
     """Score `length` tokens after each of `starts`; return their NLL and the state after them."""
-    total = 0.0
-    for begin in range(0, length, WINDOW):
-        count = min(WINDOW, length - begin)
+    total, window = 0.0, _window(model, len(starts))
+    for begin in range(0, length, window):
+        count = min(window, length - begin)
         places = starts[:, None] + begin + np.arange(count + 1)
         block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(state.device).T
         features = model.features(block_TB[:-1], state)
         state = features.state_BS
         total += float(vocabulary_nll(features, model, block_TB[1:]))
     return total, state
+
+
+def _window(model: LanguageModel, lanes: int) -> int:
+    """Return how many tokens of each lane are read at once."""
+    clock = model.config.layer == "clock"
+    return max(WINDOW, TURNS * model.config.window // lanes) if clock else WINDOW
 
 
 @torch.no_grad()
@@ -80,9 +88,9 @@ def reconstruction_cosine(model: LanguageModel, tokens: NDArray[np.integer]) -> 
     """Return the mean cosine similarity of each embedding and its reconstruction over a text."""
     was_training = model.training
     model.eval()
-    state, total = model.initial_state(1), 0.0
-    for begin in range(0, len(tokens), WINDOW):
-        ids = torch.from_numpy(tokens[begin : begin + WINDOW].astype(np.int64)).to(state.device)
+    state, total, window = model.initial_state(1), 0.0, _window(model, 1)
+    for begin in range(0, len(tokens), window):
+        ids = torch.from_numpy(tokens[begin : begin + window].astype(np.int64)).to(state.device)
         features = model.features(ids[:, None], state)
         state = features.state_BS
         rebuilt, embedded = features.rebuilt_TBD.float(), features.embedded_TBD.float()

@@ -116,13 +116,15 @@ class _VocabularyNLL(torch.autograd.Function):
 def vocabulary_nll(features: Features, model: LanguageModel, targets_TB: Tensor) -> Tensor:
     """Return the sum of −log p(target) over a window, in bounded memory."""
     log_gate = log_copy = None
+    weights: tuple[Tensor, Tensor] = model.embedding.weight, model.bias
+    if not torch.is_grad_enabled():  # weights that could have a gradient would be given one even so
+        weights = weights[0].detach(), weights[1].detach()
     if features.pointed is not None:
         log_gate = features.pointed.log_gate_TB.flatten()
         log_copy = (features.pointed.log_copy_TB + copy_log_probs(features.pointed, targets_TB)).flatten()
     total: Tensor = _VocabularyNLL.apply(  # type: ignore[no-untyped-call]
         features.hidden_TBD.flatten(0, 1),
-        model.embedding.weight,
-        model.bias,
+        *weights,
         targets_TB.flatten(),
         log_gate,
         log_copy,

@@ -46,6 +46,19 @@ def test_vocabulary_nll_and_its_gradient_are_those_of_the_plain_softmax(copy_win
         torch.testing.assert_close(a, e, atol=GRADIENT * max(1, scale), rtol=GRADIENT, msg=f"{name} differs")
 
 
+@pytest.mark.parametrize("copy_window", [0, 9])
+def test_a_score_is_the_loss_without_the_work_of_its_gradient(copy_window, monkeypatch):
+    model = make_model(copy_window)
+    ids, targets = batch()
+    expected = vocabulary_nll(model.features(ids.T, model.initial_state(3)), model, targets.T)
+    with torch.no_grad():
+        features = model.features(ids.T, model.initial_state(3))
+        made = []
+        monkeypatch.setattr(torch, "zeros_like", made.append)  # a gradient begins as zeros
+        assert torch.equal(vocabulary_nll(features, model, targets.T), expected)
+    assert made == []
+
+
 @pytest.mark.parametrize("steps", [5, 128, 300])
 def test_stft_is_the_one_of_torch(steps):
     x = torch.randn(steps, 2, 3)

@@ -142,8 +142,8 @@ def test_layer_agrees_with_its_formula(kind, steps):
 def test_gradients_of_the_clock_atoms_are_those_of_their_formula():
     torch.manual_seed(0)
     layer = ClockAtoms(config(layer="clock"))
-    mixing = torch.randn(13, 4, 16, requires_grad=True)
-    time = torch.arange(3.0, 16.0)
+    mixing = torch.randn(61, 4, 16, requires_grad=True)  # a part of a turn, three whole ones, no rest
+    time = torch.arange(3.0, 64.0) % 16
     angle = 2 * torch.pi * layer.frequency * (time / layer.period)[:, None, None] + layer.phase
     literal = torch.einsum("tbk,tkd->tbd", mixing, layer.amplitude * torch.sin(angle))
     got = layer._synthesize(mixing, 3)
@@ -153,6 +153,23 @@ def test_gradients_of_the_clock_atoms_are_those_of_their_formula():
     expected = torch.autograd.grad((literal * weights).sum(), parameters)
     for a, e in zip(torch.autograd.grad((got * weights).sum(), parameters), expected, strict=True):
         torch.testing.assert_close(a, e, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "start"), [(7, 0), (16, 0), (64, 0), (5, 14), (2, 14), (83, 11)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_without_a_gradient_the_clock_atoms_say_exactly_the_same(steps, start, batch):
+    torch.manual_seed(steps)
+    layer = ClockAtoms(config(layer="clock"))
+    mixing = torch.randn(steps, batch, 16, requires_grad=True)
+    with_gradient = layer._synthesize(mixing, start)
+    with torch.no_grad():
+        assert torch.equal(layer._synthesize(mixing, start), with_gradient)
+        turns, done = [], 0  # one turn of the clock after another, as a text that is read in small windows
+        while done < steps:
+            count = min(steps - done, layer.period - (start + done) % layer.period)
+            turns.append(layer._synthesize(mixing[done : done + count], (start + done) % layer.period))
+            done += count
+        assert torch.equal(torch.cat(turns), with_gradient)
 
 
 def test_amplitude_and_phase_make_the_synthesis_matrix():
