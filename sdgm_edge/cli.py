@@ -76,7 +76,7 @@ def train(
         str | None, typer.Option(help="paper, edge-nano, edge-micro (default) or edge-small.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [corpus], [model], [loss], [training].")
+        Path | None, typer.Option(help="TOML file with [corpus], [model], [loss], [training], or a recipe's name.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     resume: Annotated[
@@ -240,6 +240,21 @@ def export(
         ],
         title=f"{report.path} ({report.default} by default; speeds: one thread here, without sampling)",
     )
+
+
+@app.command()
+def detokenize(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="WikiText: files, folders, globs, .gz. Default: stdin.")
+    ] = None,
+) -> None:
+    """Write WikiText as natural text to stdout: spaces as people set them, no sentence with an <unk>."""
+    from .detokenization import naturalized
+    from .sources import open_documents
+
+    for document in open_documents(texts or ["-"], console.cache_folder()):
+        for line in naturalized("".join(document.pieces()).split("\n")):
+            print(line)
 
 
 for command in (

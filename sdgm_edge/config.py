@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from sdgm_edge.runtime import ConfigError
 from sdgm_edge.tokenization import Kind
 
 DEFAULT_PRESET = "edge-micro"
+RECIPES = resources.files("sdgm_edge.models") / "recipes"
 
 
 def _expect(good: bool, what: str, expected: str, got: object) -> None:
@@ -185,17 +187,22 @@ PRESET_RUNS: dict[str, RunConfig] = {
 def load_config(
     path: Path | None = None, preset: str | None = None, **tables: Mapping[str, Any]
 ) -> RunConfig:
-    """Read a TOML file over a preset, and keyword tables over both.
+    """Read a TOML file, or the recipe of that name, over a preset, and keyword tables over both.
 
     >>> load_config(preset="edge-nano", training={"epochs": 1}).training.epochs
     1
     """
     values: dict[str, Any] = {}
     if path is not None:
+        recipes = {file.name.removesuffix(".toml"): file for file in RECIPES.iterdir()}
+        file = path if path.exists() else recipes.get(str(path), path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{path}: no such config file; check the path given to --config") from None
+            raise ConfigError(
+                f"{path}: no such config file; check the path given to --config, or name a recipe: "
+                f"{', '.join(sorted(recipes))}"
+            ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
             raise ConfigError(f"{path} is not a readable TOML file: {reason}") from reason
     if preset is not None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sdgm_edge.config import PRESET_RUNS, RunConfig, load_config
+from sdgm_edge.config import PRESET_RUNS, RECIPES, RunConfig, load_config
 from sdgm_edge.runtime import ConfigError
 
 
@@ -56,11 +56,26 @@ def test_each_mistake_is_named(tmp_path, text, message):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"none.toml: no such config file; check the path given to --config"
+        ConfigError,
+        match=r"none.toml: no such config file; check the path given to --config, or name a recipe",
     ):
         load_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="not a readable TOML file"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(path.name.removesuffix(".toml") for path in RECIPES.iterdir()))
+def test_a_recipe_is_taken_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_config(Path(name), training={"seed": 5})
+    assert recipe.training.seed == 5
+    assert recipe != load_config(preset=recipe.preset, training={"seed": 5})
+
+
+def test_a_file_comes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wikitext-2").write_text('preset = "edge-nano"')
+    assert load_config(Path("wikitext-2")) == load_config(preset="edge-nano")
 
 
 def test_the_example_of_the_guide_is_valid(tmp_path):
