@@ -131,11 +131,15 @@ def compare(
         found = _parts(config, got)[part]
         if found.shape != reference.shape:
             raise ValueError(f"{part}: expected shape {reference.shape}, got {found.shape}")
-        largest = float(np.abs(found - reference).max(initial=0))
-        ordinary = ORDINARY if part == "logits" and exact else 1.0
-        size = max(1.0, float(np.abs(reference).max(initial=0)) / ordinary)
-        differences[part] = largest / size if math.isfinite(largest) else math.inf
+        differences[part] = difference(reference, found, ORDINARY if part == "logits" and exact else 1.0)
     return differences
+
+
+def difference(reference: Array, found: Array, ordinary: float = 1.0) -> float:
+    """Return max |Δ|, relative to the largest number of the reference where that exceeds `ordinary`."""
+    largest = float(np.abs(found - reference).max(initial=0))
+    size = max(1.0, float(np.abs(reference).max(initial=0)) / ordinary)
+    return largest / size if math.isfinite(largest) else math.inf
 
 
 def _parts(config: ModelConfig, outputs: Mapping[str, Array]) -> dict[str, Array]:

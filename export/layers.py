@@ -46,10 +46,11 @@ class Trace:
         """Add a weight of the model in float32."""
         return self.g.constant(self.weights[name], _path(name))
 
-    def matrix(self, weight: str, *, rows: bool = False) -> Matrix:
-        """Add a matrix of the model in the precision planned for it."""
+    def matrix(self, weight: str, array: Array | None = None, *, rows: bool = False) -> Matrix:
+        """Add a matrix of the model in its precision; `array` where it is laid out otherwise there."""
         name = _path(weight).removesuffix(".weight")
-        return Matrix(self.g, name, self.weights[weight], self.plan[weight], rows=rows)
+        array = self.weights[weight] if array is None else array
+        return Matrix(self.g, name, array, self.plan[weight], rows=rows)
 
 
 def _path(name: str) -> str:

@@ -72,7 +72,7 @@ def _ring(t: Trace, omega: ir.Value, f: ir.Value, b: ir.Value, z: ir.Value) -> i
         step.output(z_step.name or "", z_step, ir.DataType.FLOAT, ("batch", "time", 2 * K))
     walk = g.branch()
     with g.at("walk"):
-        h_2K = _scan(walk, z, f_2K, _turn(walk, b_2K, cos, back))
+        h_2K = scan(walk, z, f_2K, _turn(walk, b_2K, cos, back))
         z_walk = _turn(walk, h_2K, cos, sin)
         walk.output(z_walk.name or "", z_walk, ir.DataType.FLOAT, ("batch", "time", 2 * K))
     return g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
@@ -83,7 +83,7 @@ def _turn(g: Builder, z_2K: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
     return g.op("RotaryEmbedding", z_2K, ints(0), cos, sin, domain=CONTRIB, num_heads=1)
 
 
-def _scan(g: Builder, h: ir.Value, f_2K: ir.Value, b_2K: ir.Value) -> ir.Value:
+def scan(g: Builder, h: ir.Value, f_2K: ir.Value, b_2K: ir.Value) -> ir.Value:
     """h_t = f_t h_{t−1} + b_t for all steps; the body hands out f_t h_{t−1}, and so need not copy h_t."""
     body = g.branch()
     names = (f"{name}:{h.name}" for name in ("h", "f", "b"))

@@ -1,11 +1,13 @@
 """The Spectral Dictionary model, its baselines and their parts, in PyTorch."""
 
-from .baselines import MIXERS
+from .baselines import MIXERS, Mixer
+from .baselines.attention import num_heads
 from .config import PRESETS, ModelConfig, preset
 from .factory import GPT2_SMALL, build_model, count_parameters, scaled, sized
 from .language_model import Features, LanguageModel, Output
 from .pointer import copy_log_probs
 from .sdgm import SDGM
+from .shell import MixerModel
 
 __all__ = [
     "GPT2_SMALL",
@@ -14,11 +16,14 @@ __all__ = [
     "SDGM",
     "Features",
     "LanguageModel",
+    "Mixer",
+    "MixerModel",
     "ModelConfig",
     "Output",
     "build_model",
     "copy_log_probs",
     "count_parameters",
+    "num_heads",
     "preset",
     "scaled",
     "sized",

@@ -1,0 +1,51 @@
+"""The gated recurrence: the graph of ringing atoms, less their turning.
+
+Shapes: T time, D width, K integrators.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from torch import Tensor
+
+from sdgm_edge.models import Mixer, ModelConfig
+
+from ..builder import floats, ints
+from ..layers import Trace, depthwise, silu
+from ..ringing import DECAY_FLOOR, scan
+from .mixer import Carried, Pieces, linear, piece
+
+
+def pieces(config: ModelConfig) -> Pieces:
+    """Tail of the convolution, and the integrators."""
+    tail = {"conv": (1, config.conv_width - 1, config.width)} if config.conv_width > 1 else {}
+    return {**tail, "levels": (1, config.num_atoms)}
+
+
+def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
+    """h_t = f_t h_{t−1} + (1 − f_t) v_t, then y = W_o (silu(g) · h)."""
+    g, K, weights = t.g, t.config.num_atoms, f"blocks.{layer}.mixer"
+    with g.at("encoder"):
+        u = silu(g, depthwise(t, f"{weights}.conv", x, piece(layer, "conv")))
+    with g.at("strike"):
+        bias = t.weights[f"{weights}.strike.bias"].copy()
+        bias[K : 2 * K] += t.weights[f"{weights}.damping"]
+        struck = t.matrix(f"{weights}.strike.weight").product(u, bias)
+        v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
+    with g.at("damping"):
+        f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
+        b = g.op("Mul", g.op("Sub", floats(1), f), v)
+    with g.at("recurrence"):
+        levels = piece(layer, "levels")
+        step, walk = g.branch(), g.branch()
+        h_step = step.op("Add", step.op("Mul", f, step.op("Unsqueeze", t.state[levels], ints(1))), b)
+        for branch, h in ((step, h_step), (walk, scan(walk, t.state[levels], f, b))):
+            branch.output(h.name or "", h, ir.DataType.FLOAT, (1, "time", K))
+        h = g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
+        t.state[levels] = g.op("Gather", h, ints(-1)[0], axis=1)
+    return linear(t, f"{weights}.output", g.op("Mul", silu(g, gate), h))
+
+
+def carried(mixer: Mixer, state: tuple[Tensor, ...], inputs_TD: Tensor, position: int) -> Carried:
+    """As torch has them."""
+    return {"conv": state[0], "levels": state[1]}

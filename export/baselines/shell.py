@@ -1,0 +1,129 @@
+"""A baseline as one ONNX graph: one sequence, tokens in, logits out, and every piece of its state by name.
+
+    ids (1, T), position (1), layers.0.keys (…), …, start ()
+        → logits (1, T − start, V), next_position (1), next_layers.0.keys (…), …
+
+A piece X comes back as `next_X`, of the same shape: whoever runs the graph may keep two buffers and swap
+them. One that has the dimension `capacity` is a *cache*: as long as the caller likes, used up to `position`,
+and written only beyond that, so that one buffer may be bound as X and as `next_X`, and nothing is copied. All
+zeros is the start of a text.
+
+`position` counts the tokens so far. A model that reads in windows is fed from zeros again where a window
+ends; fed further, it goes on with its positions from the first, so that what a longer window would cost can
+be measured. A call takes up to a chunk of tokens, and does not cross a multiple of the mixer's block.
+
+Shapes: T time, D width, V vocabulary, L window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from sdgm_edge.models import MIXERS, ModelConfig
+
+from ..builder import IR_VERSION, Array, Builder, ints
+from ..layers import NORM_EPSILON, Trace, asked, gated_unit, norm
+from ..matrices import Plan, Precision
+from ..variants import Variant
+from .mixer import POSITION, MixerGraph
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+CHUNK = 128
+"""Most tokens that one call takes."""
+MATRICES = {"distance", "input", "key_value", "output", "query", "rise", "select", "strike"} | {
+    "expand", "contract"
+}  # fmt: skip
+"""Besides the embedding, what has one of these names is a matrix whose precision a plan decides."""
+
+
+def plan_of(variant: Variant, weights: Mapping[str, Array]) -> dict[str, Precision]:
+    """Return the precision of every matrix in a variant."""
+    matrices = (name for name in weights if name.split(".")[-2:-1] == ["lstm"] and weights[name].ndim == 2)
+    named = (name for name in weights if name.endswith(".weight") and name.split(".")[-2] in MATRICES)
+    return {"embedding.weight": variant.embedding, **dict.fromkeys([*matrices, *named], variant.matrices)}
+
+
+def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Array], plan: Plan) -> ir.Model:
+    """Return the graph of a baseline whose matrices have the precisions of the plan."""
+    g = Builder()
+    ids = g.input("ids", INT64, (1, "time"))
+    start = g.input("start", INT64, (), np.array(0, np.int64))
+    pieces = {f"layers.{i}.{name}": shape for i in range(config.num_layers)
+              for name, shape in mixer.pieces(config).items()}  # fmt: skip
+    state = {POSITION: g.input(POSITION, INT64, (1,))}
+    state |= {name: g.input(name, FLOAT, shape) for name, shape in pieces.items()}
+    num_steps = g.op("Shape", ids, start=1, end=2)
+    t = Trace(
+        g=g,
+        config=config,
+        weights=weights,
+        plan=plan,
+        chunk=CHUNK,
+        ids=ids,
+        num_steps=num_steps,
+        single_step=g.op("Equal", num_steps, ints(1)),
+        start=g.op("Reshape", start, ints(1)),
+        state=state,
+    )
+    with g.at("embedding"):
+        embedding = t.matrix("embedding.weight", rows=True)
+        x = embedding.rows(ids)
+        if MIXERS[config.layer].windowed:
+            row = g.op("Mod", times(t), np.int64(config.window))
+            x = g.op("Add", x, g.op("Gather", t.weight("positions.weight"), row, axis=0))
+    for i in range(config.num_layers):
+        with g.at(f"layers.{i}"):
+            x = _block(t, mixer, i, x)
+    with g.at("head"):
+        logits = embedding.product(_norm(t, "norm", x), weights["bias"])
+    g.output("logits", logits, FLOAT, (1, "asked", config.vocab_size))
+    with g.at("state"):
+        after = g.op("Add", state[POSITION], num_steps)
+    g.output(f"next_{POSITION}", after, INT64, (1,))
+    for name, shape in pieces.items():
+        g.output(f"next_{name}", t.state[name], FLOAT, shape)
+    return ir.Model(g.graph(config.layer), ir_version=IR_VERSION, producer_name="sdgm-edge")
+
+
+def times(t: Trace) -> ir.Value:
+    """Return the place of every token in its text, (T,)."""
+    g = t.g
+    here = g.op("Range", np.int64(0), g.op("Squeeze", t.num_steps, ints(0)), np.int64(1))
+    return g.op("Add", here, t.state[POSITION])
+
+
+def _block(t: Trace, mixer: MixerGraph, i: int, x: ir.Value) -> ir.Value:
+    """Return the stream after a block; the last one's unit runs where logits are asked for, as in an SDGM."""
+    g, weights = t.g, f"blocks.{i}"
+    with g.at("mixer"):
+        mixed = mixer.mix(t, i, _norm(t, f"{weights}.norm", x))
+    x = g.op("Add", x, mixed)
+    if i == t.config.num_layers - 1:
+        with g.at("asked"):
+            x = asked(t, x)
+    if not t.config.glu_width:
+        return x
+    with g.at("unit"):
+        source = _norm(t, f"{weights}.unit_norm", x)
+        hidden = _perceptron(t, i, source) if t.config.layer == "gpt2" else gated_unit(t, i, source)
+        return g.op("Add", x, hidden)
+
+
+def _norm(t: Trace, name: str, x: ir.Value) -> ir.Value:
+    if f"{name}.bias" not in t.weights:
+        return norm(t, name, x)
+    scale, bias = t.weight(f"{name}.weight"), t.weight(f"{name}.bias")
+    return t.g.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON)
+
+
+def _perceptron(t: Trace, i: int, x: ir.Value) -> ir.Value:
+    """W_2 gelu(W_1 x)."""
+    g, weights = t.g, f"blocks.{i}.unit"
+    with g.at("expand"):
+        x = t.matrix(f"{weights}.expand.weight").product(x, t.weights[f"{weights}.expand.bias"])
+    x = g.op("Gelu", x, approximate="tanh")
+    with g.at("contract"):
+        return t.matrix(f"{weights}.contract.weight").product(x, t.weights[f"{weights}.contract.bias"])

@@ -1,0 +1,73 @@
+"""Graphs of baselines: each computes and remembers what its model does, in steps and in calls, in place."""
+
+import functools
+
+import pytest
+import torch
+from sdgm_edge.export.baselines import CHUNK, GRAPHS, build, model_as_held, plan_of
+from sdgm_edge.export.baselines.parity import check_parity
+from sdgm_edge.export.graph import weights_of
+from sdgm_edge.export.variants import VARIANTS
+
+from sdgm_edge.models import ModelConfig, build_model
+from sdgm_edge.runtime import ParityError, Stepper
+
+WINDOW, STEPS = 32, 85
+BASE = {"num_layers": 2, "width": 24, "num_atoms": 7, "conv_width": 3, "window": WINDOW, "glu_width": 10}
+
+
+@functools.cache
+def model(layer, **changes):
+    torch.manual_seed(1)
+    made = build_model(ModelConfig(vocab_size=40, layer=layer, **{**BASE, **changes}))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return made.eval()
+
+
+@functools.cache
+def stepper(layer, bits=32, **changes):
+    weights = weights_of(model(layer, **changes))
+    graph = build(model(layer, **changes).config, weights, plan_of(VARIANTS[bits], weights))
+    return Stepper(graph, chunk=CHUNK, capacity=WINDOW)
+
+
+def held(layer, bits, **changes):
+    made = model(layer, **changes)
+    return model_as_held(made, plan_of(VARIANTS[bits], weights_of(made)))
+
+
+@pytest.mark.parametrize("layer", GRAPHS)
+def test_float32_computes_and_remembers_what_torch_does(layer):
+    for seed in range(3):
+        assert check_parity(VARIANTS[32], model(layer), stepper(layer), STEPS, seed) <= 1e-4
+
+
+def test_heads_of_no_multiple_of_8_are_filled_up():
+    assert check_parity(VARIANTS[32], model("gpt2", width=20), stepper("gpt2", width=20), STEPS) <= 1e-4
+    assert stepper("gpt2", width=20).piece("layers.0.keys").shape == (1, 1, WINDOW, 24)
+
+
+@pytest.mark.parametrize("layer", GRAPHS)
+def test_int8_computes_what_torch_does_with_the_same_rounded_weights(layer):
+    assert check_parity(VARIANTS[8], held(layer, 8), stepper(layer, 8), STEPS) > 0
+
+
+@pytest.mark.parametrize("layer", GRAPHS)
+def test_parity_fails_on_any_perturbed_weight(layer):
+    perturbed = held(layer, 32)
+    unnoticed = []
+    for name, parameter in perturbed.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.mul_(1.05).add_(0.01)
+        try:
+            check_parity(VARIANTS[32], perturbed, stepper(layer), STEPS)
+            unnoticed.append(name)
+        except ParityError:
+            pass
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert unnoticed == []
+    check_parity(VARIANTS[32], perturbed, stepper(layer), STEPS)
