@@ -34,6 +34,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .atomic import replacing
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
     from .engine import Blend, Engine
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
     from .sampling import Sampled, Sampler
     from .scoring import Score, count_words, score_chunks, token_nlls
     from .session import Session
+    from .shipped import pretrained
     from .text import Healing, HealingMask, TokenStream, Vocabulary, heal
     from .verification import VariantReport, VerifyReport, verify
 
 _LAZY = {
+    "replacing": "atomic",
     "Bundle": "bundle",
     "read_bundle": "bundle",
     "write_bundle": "bundle",
@@ -88,6 +91,7 @@ _LAZY = {
     "score_chunks": "scoring",
     "token_nlls": "scoring",
     "Session": "session",
+    "pretrained": "shipped",
     "VariantReport": "verification",
     "VerifyReport": "verification",
     "verify": "verification",
@@ -154,8 +158,10 @@ __all__ = [
     "heal",
     "measure_footprint",
     "prepare",
+    "pretrained",
     "read_bundle",
     "read_memory",
+    "replacing",
     "score_chunks",
     "token_nlls",
     "verify",

@@ -40,12 +40,20 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def replace_file(target: Path, data: bytes, kind: type[SdgmError]) -> None:
-    """Put `data` at `target` by one rename."""
+@contextmanager
+def replacing(target: Path, kind: type[SdgmError]) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `target` when the block ends well, and leaves no trace when it does not.
+
+    Its folder is made if need be.
+
+    Raises:
+        SdgmError: of class `kind`, when the system refuses (a full disk, a folder that is not ours).
+    """
     with writing(target, kind) as partial:
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with synced(partial) as file:
-                file.write(data)
+                yield file
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)

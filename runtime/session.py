@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from .atomic import replace_file
+from .atomic import replacing
 from .container import shown
 from .encoding import encode
 from .engine import Blend, Engine, Floats, State
@@ -219,7 +219,8 @@ class Session:
         state_S = self._engine.download(kept[0].state).astype("<f4")
         integers = np.array(lengths + ids + recent, "<u4")
         body = b"".join((header, state_S.tobytes(), integers.tobytes(), drawn_M.astype("<f4").tobytes()))
-        replace_file(Path(path), body + hashlib.sha256(body).digest(), StateError)
+        with replacing(Path(path), StateError) as file:
+            file.write(body + hashlib.sha256(body).digest())
 
     def _append(self, ids: list[int]) -> None:
         place, count = 0, len(ids)

@@ -30,7 +30,12 @@ Provider = Annotated[
 
 def generate(
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="A bundle. Default: the newest under bundles/.")
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A bundle. Default: the newest under bundles/, else the one that came with it.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Text to go on with. Default: what stdin holds.")
@@ -188,12 +193,9 @@ def _record(generator: "Generator", generation: "Generation", seed: int) -> dict
 
 
 def newest_bundle(root: Path = BUNDLES) -> Path:
-    """Return the bundle under `root`, or one level further down, that was written last.
-
-    Raises:
-        BundleError: there is none.
-    """
-    from sdgm_edge.runtime import BundleError
+    """Return the bundle under `root`, or one level further down, that was written last; without any, the one
+    that came with the package."""
+    from sdgm_edge.runtime import pretrained
 
     found = [
         (path.stat().st_mtime_ns, str(path), path if path.suffix == ".sdgm" else path.parent)
@@ -201,11 +203,7 @@ def newest_bundle(root: Path = BUNDLES) -> Path:
         for path in root.glob(pattern)
         if not any(part.startswith(".") for part in path.relative_to(root).parts)  # being written
     ]
-    if not found:
-        raise BundleError(
-            f"no bundle under {root}/: make one first (sdgm-edge export), or name one with --model"
-        )
-    return max(found)[-1]
+    return max(found)[-1] if found else pretrained()
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from sdgm_edge.atomic import replacing
 from sdgm_edge.compare import Outcome, Terms, summarize
-from sdgm_edge.runtime import RunError
+from sdgm_edge.runtime import RunError, replacing
 from sdgm_edge.shards import Corpus
 
 NOTES = (

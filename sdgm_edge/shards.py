@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError
+from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing
 
-from .atomic import replacing
 from .sources import Document, content_key, open_documents
 from .tokenization import BEGIN_ID, BPE_VOCABULARY, Kind, Tokenizer, train_bpe, train_words
 

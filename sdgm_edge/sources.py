@@ -26,9 +26,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from sdgm_edge.runtime import CorpusError
+from sdgm_edge.runtime import CorpusError, replacing
 
-from .atomic import replacing
 
 log = logging.getLogger(__name__)
 

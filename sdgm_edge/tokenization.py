@@ -20,9 +20,8 @@ from typing import Literal
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError
+from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing
 
-from .atomic import replacing
 
 Kind = Literal["bpe", "word"]
 

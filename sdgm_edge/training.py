@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdgm_edge import checkpoint
-from sdgm_edge.atomic import replacing
 from sdgm_edge.batches import Lanes
 from sdgm_edge.checkpoint import Checkpoint
 from sdgm_edge.config import RunConfig
@@ -38,7 +37,7 @@ from sdgm_edge.parallel import Group, joined
 from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
 from sdgm_edge.recorder import Recorder, draw_curve
 from sdgm_edge.run import load_weights, locked, read_run_config
-from sdgm_edge.runtime import CheckpointError, DivergedError, ProviderError, RunError
+from sdgm_edge.runtime import CheckpointError, DivergedError, ProviderError, RunError, replacing
 from sdgm_edge.shards import Corpus
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,12 @@ from typing import Any
 import torch
 
 from sdgm_edge import checkpoint, training
-from sdgm_edge.atomic import replacing
 from sdgm_edge.config import RunConfig
 from sdgm_edge.evaluation import overlapping_nll, reconstruction_cosine, total_nll
 from sdgm_edge.parallel import Group
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run
-from sdgm_edge.runtime import DivergedError, RunError, Score, SdgmError
+from sdgm_edge.runtime import DivergedError, RunError, Score, SdgmError, replacing
 from sdgm_edge.shards import Corpus, prepare_corpus
 from sdgm_edge.tokenization import UNKNOWN
 
