@@ -28,7 +28,6 @@ from typing import BinaryIO
 
 from sdgm_edge.runtime import CorpusError, replacing
 
-
 log = logging.getLogger(__name__)
 
 EMBEDDED = "pydoc"

@@ -22,7 +22,6 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing
 
-
 Kind = Literal["bpe", "word"]
 
 END_OF_TEXT = "<|endoftext|>"
