@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, commands_compare, commands_device, commands_measure, console
+from . import __version__, commands_compare, commands_device, commands_measure, commands_probe, console
 
 app = typer.Typer(
     name="sdgm-edge",
@@ -264,9 +264,9 @@ for command in (
     commands_measure.footprint,
     commands_measure.prepare,
     commands_compare.compare,
-    commands_compare.probe,
 ):
     app.command()(command)
+app.add_typer(commands_probe.app, name="probe")
 
 
 def _share(text: str) -> float:

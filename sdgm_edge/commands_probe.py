@@ -1,0 +1,152 @@
+"""The commands that probe models: what they remember, generate and cost. See `cli.py` on commands."""
+
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from . import console
+
+app = typer.Typer(no_args_is_help=True, help="Probe models: what they remember, generate and cost.")
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+@app.command()
+def memory(
+    models: Annotated[
+        str, typer.Option(help="Names with commas, as for compare.")
+    ] = "sdgm,gpt2,transformer-xl,gated-recurrence,lstm",
+    tasks: Annotated[str, typer.Option(help="Names with commas.")] = "copy,selective,recall,needle",
+    params: Annotated[str, typer.Option(help="Parameters of each model.")] = "250k",
+    steps: Annotated[int, typer.Option(help="Training steps for each model and task.")] = 1000,
+    trained_distance: Annotated[int, typer.Option(help="The longest distance in training.")] = 128,
+    distances: Annotated[str, typer.Option(help="Distances to test.")] = "32,64,128,256,512,1024,2048,4096",
+    seed: Annotated[int, typer.Option(help="Of weights and tasks.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for findings; those in it are not made again.")] = Path(
+        "runs/probe"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Measure what models keep in mind, and how long: accuracy by distance, on tasks made on the fly."""
+    from .compare import parse_budget, parse_entries
+    from .probe import Probe, table
+    from .probe import probe as run_probe
+
+    settings = Probe(
+        num_parameters=parse_budget(params),
+        steps=steps,
+        trained_distance=trained_distance,
+        distances=_numbers("--distances", distances, int),
+        seed=seed,
+        device=device,
+    )
+    findings = run_probe(
+        parse_entries(models), [task.strip() for task in tasks.split(",")], settings, out, progress=_say
+    )
+    if as_json:
+        console.print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        title = f"answers that are right, by distance (trained up to {trained_distance}; by chance 3 %)"
+        console.print_table(*table(findings), title=title)
+
+
+@app.command()
+def generation(
+    model: Annotated[Path, typer.Argument(help="A bundle, or a run folder (which is exported first).")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(help="Held-out text to draw prompts from: files, folders, globs, .gz, or -."),
+    ],
+    judge: Annotated[
+        Path | None, typer.Option(help="A larger model's run or bundle, to tell how likely the texts are.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as int8.")] = None,
+    number: Annotated[int, typer.Option(help="Texts for each way of sampling.")] = 64,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", help="Tokens of each text.")] = 128,
+    prompt_words: Annotated[int, typer.Option(help="Words of each prompt.")] = 16,
+    strengths: Annotated[str, typer.Option(help="η of the posterior mode, with commas.")] = "0.1,0.3,0.6",
+    temp: Annotated[float, typer.Option(help="Temperature.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens with this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and texts as JSON.")] = False,
+) -> None:
+    """Measure how varied, likely and typical texts are: sampled plainly, with the mixture, and human ones."""
+    from sdgm_edge.runtime import Generator, UsageError
+
+    from .probe_generation import COLUMNS, Settings, evaluate_generation, open_scorer
+    from .sources import read_text
+
+    if markdown and as_json:
+        raise UsageError("--markdown and --json both say how to print: leave one out")
+    settings = Settings(
+        num_texts=number,
+        num_tokens=tokens,
+        prompt_words=prompt_words,
+        strengths=_numbers("--strengths", strengths, float),
+        temperature=temp,
+        top_p=top_p,
+        seed=seed,
+    )
+    text = read_text(texts, console.cache_folder())
+    scorer = None if judge is None else open_scorer(judge)
+    with ExitStack() as stack:
+        bundle = model
+        if (model / "checkpoints").is_dir():
+            if variant is not None:
+                raise UsageError(
+                    f"--variant {variant} chooses in a bundle, and {model} is a run: export it first"
+                )
+            bundle = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bundle.sdgm"
+            _export(model, bundle)
+        generator = Generator.load(bundle, variant=variant)
+        rows = evaluate_generation(generator, text, settings, scorer, progress=_say)
+    if as_json:
+        about = {
+            "model": str(model),
+            "variant": generator.variant,
+            "judge": None if judge is None else str(judge),
+        }
+        console.print_json(
+            {**about, **dataclasses.asdict(settings), "rows": [dataclasses.asdict(row) for row in rows]}
+        )
+        return
+    (console.print_markdown if markdown else console.print_table)(
+        list(COLUMNS),
+        [[getattr(row, field) for field in COLUMNS.values()] for row in rows],
+        title=f"{model} ({generator.variant}): {number} texts of {tokens} tokens, temperature {temp:g}, "
+        f"top-p {top_p:g}, seed {seed}" + (f"; judge: {judge}" if judge else ""),
+    )
+
+
+def _export(run: Path, target: Path) -> None:
+    """Export a run in float32, as a process of its own: only the command line may lean on the exporter."""
+    from sdgm_edge.runtime import ExportError
+
+    command = [sys.executable, "-m", "sdgm_edge", "export", str(run), "--out", str(target), "--bits", "32"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise ExportError(f"{run} could not be exported (exit code {done.returncode}): see above")
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Read "1,2,3"."""
+    from sdgm_edge.runtime import UsageError
+
+    try:
+        return tuple(kind(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag}: expected numbers with commas, got {text!r}; write 1,2,3") from None
