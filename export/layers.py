@@ -5,7 +5,7 @@ Shapes: B batch, T time, D width, W width of the convolution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -112,6 +112,29 @@ def depthwise(t: Trace, name: str, x: ir.Value, piece: str) -> ir.Value:
         total = g.op("Add", product, t.weight(f"{name}.bias") if total is None else total)
     assert total is not None
     return total
+
+
+def scan(
+    g: Builder,
+    x: ir.Value,
+    inputs: Sequence[ir.Value],
+    b: ir.Value,
+    shapes: Sequence[Sequence[int | str]],
+    fade: Callable[..., ir.Value],
+) -> ir.Value:
+    """Walk x_t = fade(x_{t−1}, inputs_t) + b_t along the time, axis 1, and return fade(…) of every step.
+
+    Not x_t, which the body would have to copy: to add b again costs less. `fade` is given the builder of the
+    body, x and the inputs of one step; `shapes` are those of x, of each input and of b at one step.
+    """
+    body = g.branch()
+    values = [body.input(f"{i}:{x.name}", ir.DataType.FLOAT, shape) for i, shape in enumerate(shapes)]
+    faded = fade(body, *values[:-1])
+    for value in (body.op("Add", faded, values[-1]), faded):
+        body.output(value.name or "", value, ir.DataType.FLOAT, shapes[0])
+    count = len(inputs) + 1
+    axes = {"scan_input_axes": (1,) * count, "scan_output_axes": (1,)}
+    return g.ops(2, "Scan", x, *inputs, b, body=body.graph("body"), num_scan_inputs=count, **axes)[1]
 
 
 def gated_unit(t: Trace, layer: int, x: ir.Value) -> ir.Value:

@@ -14,7 +14,8 @@ from sdgm_edge.export.matrices import (
     quantize_columns,
 )
 
-PRECISIONS = ("fp32", "fp16", "int8", "q8", "q4")
+PRECISIONS = ("fp32", "fp16", "int8", "rows8", "q8", "q4")
+BY_ROWS = tuple(p for p in PRECISIONS if p != "int8")
 
 
 def weight(rows, columns, seed=0):
@@ -90,7 +91,7 @@ def test_a_product_is_that_with_the_matrix_as_held(precision, columns, biased):
     assert error < {"fp32": 1e-6, "fp16": 2e-3}.get(precision, 2e-2)
 
 
-@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "int8"])
+@pytest.mark.parametrize("precision", BY_ROWS)
 @pytest.mark.parametrize("columns", [20, 128])
 def test_rows_are_those_of_the_matrix_as_held(precision, columns):
     matrix = weight(9, columns)
@@ -102,7 +103,7 @@ def test_rows_are_those_of_the_matrix_as_held(precision, columns):
     np.testing.assert_allclose(made.run(None, {"x0": ids})[0], as_held(matrix, precision)[ids], rtol=1e-6)
 
 
-@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "int8"])
+@pytest.mark.parametrize("precision", BY_ROWS)
 def test_rows_and_product_share_one_matrix(precision):
     matrix = weight(40, 32)
 
@@ -117,6 +118,44 @@ def test_rows_and_product_share_one_matrix(precision):
     assert np.abs(got - expected).max() < 2e-2 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "rows8", "q4"])
+@pytest.mark.parametrize(("rows", "columns"), [(48, 20), (300, 128), (65, 512)])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_rows_do_not_see_each_other(precision, rows, columns, by_rows):
+    """Bit for bit: what drafts are checked with is what is computed without them."""
+    matrix, bias = weight(rows, columns), weight(1, rows, seed=1)[0]
+    made = session(
+        lambda g, x: Matrix(g, "m", matrix, precision, rows=by_rows).product(x, bias),
+        (ir.DataType.FLOAT, ("batch", "time", columns)),
+    )
+    x = weight(40, columns, seed=2)[None] * np.exp(weight(40, 1, seed=3))
+    whole = made.run(None, {"x0": x})[0]
+    for begin, end in ((0, 1), (1, 3), (3, 6), (6, 11), (11, 27), (27, 40), (0, 17)):
+        alone = made.run(None, {"x0": np.ascontiguousarray(x[:, begin:end])})[0]
+        np.testing.assert_array_equal(alone, whole[:, begin:end])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_row_of_zeros_gives_the_bias(precision):
+    made = session(
+        lambda g, x: Matrix(g, "m", weight(48, 32), precision).product(x, np.ones(48, np.float32)),
+        (ir.DataType.FLOAT, ("batch", "time", 32)),
+    )
+    np.testing.assert_array_equal(made.run(None, {"x0": np.zeros((1, 2, 32), np.float32)})[0], 1)
+
+
 def test_columns_cannot_be_looked_up_by_rows():
-    with pytest.raises(ValueError, match="m is looked up by rows: give it precision q8 instead of int8"):
+    with pytest.raises(ValueError, match="m is looked up by rows: give it precision q8 or rows8 instead"):
         Matrix(Builder(), "m", weight(4, 16), "int8", rows=True)
+
+
+def test_the_largest_number_of_a_row_decides_what_is_lost_of_it():
+    """A token with large activations, of which any text has some, takes nothing from the others."""
+    matrix, x = weight(48, 128), weight(2, 128, seed=2)[None]
+    x[0, 0, 3] = 1e4
+    made = session(
+        lambda g, x: Matrix(g, "m", matrix, "rows8").product(x), (ir.DataType.FLOAT, ("batch", "time", 128))
+    )
+    expected = x @ as_held(matrix, "rows8").T
+    error = np.abs(made.run(None, {"x0": x})[0] - expected).max(-1) / np.abs(expected).max(-1)
+    assert error.max() < 2e-2

@@ -11,8 +11,8 @@ from torch import Tensor
 from sdgm_edge.models import Mixer, ModelConfig
 
 from ..builder import floats, ints
-from ..layers import Trace, depthwise, silu
-from ..ringing import DECAY_FLOOR, scan
+from ..layers import Trace, depthwise, scan, silu
+from ..ringing import DECAY_FLOOR
 from .mixer import Carried, Pieces, linear, piece
 
 
@@ -37,11 +37,14 @@ def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
         b = g.op("Mul", g.op("Sub", floats(1), f), v)
     with g.at("recurrence"):
         levels = piece(layer, "levels")
-        step, walk = g.branch(), g.branch()
-        h_step = step.op("Add", step.op("Mul", f, step.op("Unsqueeze", t.state[levels], ints(1))), b)
-        for branch, h in ((step, h_step), (walk, scan(walk, t.state[levels], f, b))):
-            branch.output(h.name or "", h, ir.DataType.FLOAT, (1, "time", K))
-        h = g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
+        before, step, walk = t.state[levels], g.branch(), g.branch()
+        shapes = (("batch", "atoms"),) * 3
+        faded_step = step.op("Mul", f, step.op("Unsqueeze", before, ints(1)))
+        faded_walk = scan(walk, before, (f,), b, shapes, lambda body, h, f_now: body.op("Mul", f_now, h))
+        for branch, faded in ((step, faded_step), (walk, faded_walk)):
+            branch.output(faded.name or "", faded, ir.DataType.FLOAT, (1, "time", K))
+        faded = g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
+        h = g.op("Add", faded, b)
         t.state[levels] = g.op("Gather", h, ints(-1)[0], axis=1)
     return linear(t, f"{weights}.output", g.op("Mul", silu(g, gate), h))
 
