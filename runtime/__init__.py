@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .scoring import Score, count_words, score_chunks, token_nlls
     from .session import Session
     from .shipped import pretrained
+    from .speed import Speed, SpeedTest, Spent, measure_speed, pinned, spent, time_graph
     from .text import Healing, HealingMask, TokenStream, Vocabulary, heal
     from .verification import VariantReport, VerifyReport, verify
 
@@ -92,6 +93,13 @@ _LAZY = {
     "token_nlls": "scoring",
     "Session": "session",
     "pretrained": "shipped",
+    "Speed": "speed",
+    "SpeedTest": "speed",
+    "Spent": "speed",
+    "measure_speed": "speed",
+    "pinned": "speed",
+    "spent": "speed",
+    "time_graph": "speed",
     "VariantReport": "verification",
     "VerifyReport": "verification",
     "verify": "verification",
@@ -138,6 +146,9 @@ __all__ = [
     "Score",
     "SdgmError",
     "Session",
+    "Speed",
+    "SpeedTest",
+    "Spent",
     "StateError",
     "Stream",
     "Timing",
@@ -157,12 +168,16 @@ __all__ = [
     "encode_json",
     "heal",
     "measure_footprint",
+    "measure_speed",
+    "pinned",
     "prepare",
     "pretrained",
     "read_bundle",
     "read_memory",
     "replacing",
     "score_chunks",
+    "spent",
+    "time_graph",
     "token_nlls",
     "verify",
     "write_bundle",

@@ -135,6 +135,7 @@ def write_bundle(
     model_id: str,
     golden: Mapping[str, Any],
     made_with: Mapping[str, str],
+    num_parameters: int | None = None,
 ) -> Path:
     """Write a bundle as a folder, or as a single file where `target` ends in `.sdgm`.
 
@@ -156,6 +157,7 @@ def write_bundle(
         "made_with": made_with,
         "model_id": model_id,
         "golden": golden,
+        **({} if num_parameters is None else {"num_parameters": num_parameters}),
     }
     whole = {MANIFEST: encode_json(manifest)} | {n: files[n] for n in sorted(files)}
     _load(Memory(whole), Path(target))

@@ -101,6 +101,8 @@ class Manifest:
     """sha256 that names the weights; state files are bound to it."""
     golden: Golden
     """The golden prompt."""
+    num_parameters: int | None
+    """How many numbers the model has learnt, where the exporter tells."""
 
 
 def encode_json(value: object) -> bytes:
@@ -166,8 +168,9 @@ def parse_manifest(value: Any, where: str) -> Manifest:
             where, "a newer version", VERSION, version, "upgrade with: pip install --upgrade sdgm-edge"
         )
     _require(version == VERSION and not isinstance(version, bool), where, "version", VERSION, version)
+    value = {"num_parameters": None} | value
     _record(value, where, format=str, version=int, name=str, default=str, variants=dict, files=dict,
-            made_with=dict, model_id=str, golden=dict)  # fmt: skip
+            made_with=dict, model_id=str, golden=dict, num_parameters=(int, type(None)))  # fmt: skip
     files = {}
     for name, entry in value["files"].items():
         _record(entry, f"{where}: files: {check_name(name, where)}", sha256=str, bytes=int)
@@ -192,6 +195,8 @@ def parse_manifest(value: Any, where: str) -> Manifest:
     _require(
         all(isinstance(v, str) for v in versions.values()), where, "made_with", "versions as text", versions
     )
+    count = value["num_parameters"]
+    _require(count is None or count > 0, where, "num_parameters", "a number from 1", count)
     model_id = value["model_id"]
     _require(_SHA256.fullmatch(model_id), where, "model_id", "64 hexadecimal digits", model_id)
     return Manifest(
@@ -202,6 +207,7 @@ def parse_manifest(value: Any, where: str) -> Manifest:
         made_with=versions,
         model_id=model_id,
         golden=_golden(value["golden"], variants, f"{where}: golden"),
+        num_parameters=count,
     )
 
 

@@ -14,7 +14,15 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, commands_compare, commands_device, commands_measure, commands_probe, console
+from . import (
+    __version__,
+    commands_bench,
+    commands_compare,
+    commands_device,
+    commands_measure,
+    commands_probe,
+    console,
+)
 
 app = typer.Typer(
     name="sdgm-edge",
@@ -261,6 +269,7 @@ for command in (
     commands_device.generate,
     commands_device.verify,
     commands_device.inspect,
+    commands_bench.bench,
     commands_measure.footprint,
     commands_measure.prepare,
     commands_compare.compare,

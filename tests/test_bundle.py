@@ -165,6 +165,11 @@ def test_the_single_file_holds_nothing_that_its_manifest_does_not_name(folder):
         read_bundle(path)
 
 
+def test_the_number_of_parameters_is_told_where_it_is_known(path, tmp_path):
+    assert read_bundle(path).manifest.num_parameters is None
+    assert read_bundle(tiny.write(tmp_path / "told", num_parameters=7)).manifest.num_parameters == 7
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -179,6 +184,8 @@ def test_the_single_file_holds_nothing_that_its_manifest_does_not_name(folder):
         ({"default": "q4"}, "default: expected one of .*, got 'q4'"),
         ({"model_id": "abc"}, "model_id: expected 64 hexadecimal digits"),
         ({"made_with": {"onnx": 1}}, "made_with: expected versions as text"),
+        ({"num_parameters": 0}, "num_parameters: expected a number from 1, got 0"),
+        ({"num_parameters": "4M"}, "num_parameters: expected int or null, got '4M'"),
         ({"files": {"../x": {"sha256": "0" * 64, "bytes": 1}}}, r"unsafe file name.*'\.\./x'"),
         ({"files": {"config.json": {"sha256": "0" * 64}}}, "missing field: expected bytes"),
         ({"files": {"config.json": {"sha256": "0", "bytes": 1}}}, "64 hexadecimal digits and a size"),
