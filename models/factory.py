@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def build_model(config: ModelConfig) -> LanguageModel:
     return SDGM(config) if config.spectral else MixerModel(config)
 
 
+@cache
 def count_parameters(config: ModelConfig) -> int:
     """Return how many numbers a model learns, without making them."""
     with torch.device("meta"):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .atomic import replacing
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
+    from .contexts import ContextCost, measure_context
     from .engine import Blend, Engine
     from .footprint import Footprint, VariantFootprint, measure_footprint
     from .generation import Generation, Stream, Timing
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .session import Session
     from .shipped import pretrained
     from .speed import Speed, SpeedTest, Spent, measure_speed, pinned, spent, time_graph
+    from .stepper import Stepper
     from .text import Healing, HealingMask, TokenStream, Vocabulary, heal
     from .verification import VariantReport, VerifyReport, verify
 
@@ -61,6 +63,8 @@ _LAZY = {
     "write_bundle": "bundle",
     "decode_arrays": "container",
     "encode_arrays": "container",
+    "ContextCost": "contexts",
+    "measure_context": "contexts",
     "Blend": "engine",
     "Engine": "engine",
     "Footprint": "footprint",
@@ -100,6 +104,7 @@ _LAZY = {
     "pinned": "speed",
     "spent": "speed",
     "time_graph": "speed",
+    "Stepper": "stepper",
     "VariantReport": "verification",
     "VerifyReport": "verification",
     "verify": "verification",
@@ -120,6 +125,7 @@ __all__ = [
     "CheckpointError",
     "ComponentReport",
     "ConfigError",
+    "ContextCost",
     "CorpusError",
     "DivergedError",
     "Engine",
@@ -150,6 +156,7 @@ __all__ = [
     "SpeedTest",
     "Spent",
     "StateError",
+    "Stepper",
     "Stream",
     "Timing",
     "TokenLogprob",
@@ -167,6 +174,7 @@ __all__ = [
     "encode_arrays",
     "encode_json",
     "heal",
+    "measure_context",
     "measure_footprint",
     "measure_speed",
     "pinned",

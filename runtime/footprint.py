@@ -183,13 +183,13 @@ def machine() -> dict[str, str | int | None]:
 def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats: int) -> VariantFootprint:
     slowly = {**asked, "tokens": tokens, "pauses": True}
     stages: dict[str, Memory] = {}
-    with _Child(slowly) as first:
+    with Child(slowly) as first:
         for told in first.life(STAGES):
             memory = read_memory(told["pid"])
             stages[told["stage"]] = memory if told["peak"] is None else replace(memory, peak=told["peak"])
         provider = first.provider
         gpu = gpu_memory(first.pid) if provider == "cuda" else None
-        with _Child(slowly) as second:
+        with Child(slowly) as second:
             for _ in second.life(STAGES):
                 pass
             second_process = read_memory(second.pid).private
@@ -229,7 +229,7 @@ def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats:
 
 def _times(asked: dict[str, Any]) -> dict[str, float]:
     """The times of one cold process."""
-    with _Child({**asked, "tokens": 0, "pauses": False}) as child:
+    with Child({**asked, "tokens": 0, "pauses": False}) as child:
         at = {told["stage"]: told["seconds"] for told in child.life(STAGES[:-1])}
         first_token = time.perf_counter() - child.started
     return {
@@ -239,15 +239,15 @@ def _times(asked: dict[str, Any]) -> dict[str, float]:
     }
 
 
-class _Child:
-    """A fresh process that goes through the stages."""
+class Child:
+    """A fresh process that goes through stages, and tells each."""
 
-    def __init__(self, asked: dict[str, Any]) -> None:
+    def __init__(self, asked: dict[str, Any], code: str = _CODE) -> None:
         self.pid, self.provider, self._at = 0, "", "start"
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed at the end of the block
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CODE, json.dumps(asked)],
+            [sys.executable, "-P", "-c", code, json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

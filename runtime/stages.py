@@ -21,7 +21,7 @@ def main() -> None:
 
     def reached(stage: str, **facts: object) -> None:
         seconds = time.perf_counter() - begun
-        line = {"stage": stage, "pid": os.getpid(), "seconds": seconds, "peak": _own_peak(), **facts}
+        line = {"stage": stage, "pid": os.getpid(), "seconds": seconds, "peak": own_peak(), **facts}
         sys.stdout.write(f"{json.dumps(line)}\n")
         sys.stdout.flush()
         if asked["pauses"]:
@@ -55,7 +55,7 @@ def main() -> None:
         reached("error", kind=type(e).__name__, message=str(e))
 
 
-def _own_peak() -> int | None:
+def own_peak() -> int | None:
     """The peak of this process in bytes where nobody else can ask for it, which is on macOS."""
     if sys.platform != "darwin":
         return None

@@ -42,9 +42,10 @@ class Stepper:
                 continue
             shape = [_size(dim, capacity) for dim in value.shape]
             buffer = _buffer(shape, _DTYPES[value.type])
-            in_place = any(isinstance(dim, str) and dim.startswith("capacity") for dim in value.shape)
             self._sets[0][value.name] = buffer
-            self._sets[1][value.name] = buffer if in_place else _buffer(shape, _DTYPES[value.type])
+            if not any(isinstance(dim, str) and dim.startswith("capacity") for dim in value.shape):
+                buffer = _buffer(shape, _DTYPES[value.type])
+            self._sets[1][value.name] = buffer
         logits = next(value for value in self._session.get_outputs() if value.name == "logits")
         self._logits, self._token = _buffer((1, 1, logits.shape[-1])), _buffer((1, 1), np.int64)
         self._steps = [self._bound(self._token[1], turn, self._logits[1]) for turn in (0, 1)]
@@ -52,8 +53,9 @@ class Stepper:
 
     def reset(self) -> None:
         """Begin another text."""
-        for array, _ in self._sets[self._turn].values():
-            array[:] = 0
+        for name, (array, _) in self._sets[self._turn].items():
+            if array is not self._sets[1 - self._turn][name][0]:  # a cache is read up to its position alone
+                array[:] = 0
         self.position = 0
 
     def piece(self, name: str) -> NDArray[Any]:

@@ -39,12 +39,18 @@ def compare(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = "auto",
+    contexts: Annotated[
+        str, typer.Option(help="Tokens with commas: after so many, decoding is measured.")
+    ] = "0,128,1024,4096,16384",
+    inference: Annotated[
+        bool, typer.Option(help="Export what was trained to int8, and measure how it decodes.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train models of one size under the same terms, and report. Run again, it goes on where it stopped."""
     from sdgm_edge.runtime import UsageError
 
-    from .compare import Terms, at_rates, parse_budget, parse_entries
+    from .compare import Terms, at_rates, parse_budget, parse_contexts, parse_entries
     from .compare import compare as run_comparison
     from .config import RunConfig
     from .report import make_report
@@ -86,6 +92,7 @@ def compare(
         folder,
         console.cache_folder(),
         seeds,
+        parse_contexts(contexts) if inference else (),
         progress=lambda message: print(message, file=sys.stderr, flush=True),
     )
     report = make_report(outcomes, terms, corpus)
@@ -93,4 +100,6 @@ def compare(
     if as_json:
         print(report.json(), end="")
     else:
-        console.print_table(report.titles, report.cells, title=f"{folder}/report.html")
+        for part in report.tables:
+            console.print_table(part.titles, part.cells, title=part.title)
+        print(f"{folder}/report.html")

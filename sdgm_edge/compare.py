@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sdgm_edge.config import PRESET_RUNS, CorpusConfig, RunConfig
+from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
 from sdgm_edge.models import MIXERS, preset, scaled, sized
 from sdgm_edge.runtime import ConfigError, RunError
@@ -85,6 +86,8 @@ class Outcome:
     seed: int
     folder: Path
     result: Result
+    inference: Inference | None = None
+    """What its graph costs, where that was measured."""
 
 
 def parse_budget(text: str) -> int:
@@ -111,6 +114,25 @@ def parse_entries(text: str, protocol: str = "best") -> tuple[str, ...]:
     if not entries:
         raise ConfigError("--models: expected names with commas between them, such as sdgm,gpt2; got none")
     return tuple(dict.fromkeys(entries))
+
+
+def parse_contexts(text: str) -> tuple[int, ...]:
+    """Read numbers of tokens with commas; each counts once.
+
+    >>> parse_contexts("0, 128,4k")
+    (0, 128, 4096)
+    """
+    contexts: dict[int, None] = {}
+    for name in filter(None, map(str.strip, text.split(","))):
+        match = re.fullmatch(r"(\d{1,7})([kK]?)", name)
+        if not match:
+            raise ConfigError(f"--contexts: expected numbers of tokens such as 0,128,4k, got {name!r}")
+        contexts[int(match[1]) * (1024 if match[2] else 1)] = None
+    if not contexts:
+        raise ConfigError(
+            "--contexts: expected numbers of tokens such as 0,128,4k, got none; or --no-inference"
+        )
+    return tuple(contexts)
 
 
 def at_rates(entries: Sequence[str], rates: str) -> tuple[str, ...]:
@@ -192,9 +214,12 @@ def compare(
     folder: Path,
     cache: Path,
     seeds: int = 1,
+    contexts: Sequence[int] = (),
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Outcome]:
-    """Train every entry with every seed, those that are not there yet, and return what came of each.
+    """Train every entry with every seed, measure its graph after every context, and return what came of each.
+
+    What is there already is not done again; without `contexts`, nothing is exported.
 
     Raises:
         ConfigError: an entry cannot be read; before anything is trained.
@@ -222,7 +247,9 @@ def compare(
             f"{number}/{len(trials)} {entry}, seed {seed}"
             + (f": {result.status} already" if result else f": {trial.config.model.layer}")
         )
-        outcomes.append(Outcome(entry, seed, place, result or _run(place, cache)))
+        result = result or _run(place, cache)
+        inference = _measure(place, contexts) if contexts and result.status == "finished" else None
+        outcomes.append(Outcome(entry, seed, place, result, inference))
     return outcomes
 
 
@@ -237,7 +264,31 @@ def _prepare(place: Path, trial: Trial) -> None:
 
 def _run(place: Path, cache: Path) -> Result:
     """Run a trial in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "sdgm_edge.trial", str(place), str(cache)])
+    ended = _process("sdgm_edge.trial", str(place), str(cache))
+    result = Result.read(place)
+    if ended or result is None:  # nothing is left behind, so that the next call tries again
+        return Result(status="failed", reason=f"the training process {ended}; see {place}")
+    return result
+
+
+def _measure(place: Path, contexts: Sequence[int]) -> Inference:
+    """Export what was trained and measure it, in processes of their own."""
+    found = Inference.read(place)
+    if found is None or found.graph_bytes is None or not set(contexts) <= found.costs.keys():
+        ended = _process("sdgm_edge.export.inference", str(place), ",".join(map(str, contexts)))
+        found = Inference.read(place) or Inference()
+        if ended:
+            return replace(found, reason=f"the measuring process {ended}; see {place}")
+    return replace(found, costs={c: found.costs[c] for c in contexts if c in found.costs})
+
+
+def _process(module: str, *arguments: str) -> str:
+    """Run a module; what it ended with, or nothing where all went well.
+
+    Raises:
+        KeyboardInterrupt: a signal came, here or there.
+    """
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
     try:
         code = process.wait()
     except BaseException:
@@ -246,34 +297,44 @@ def _run(place: Path, cache: Path) -> Result:
         raise
     if code == 130:
         raise KeyboardInterrupt
-    result = Result.read(place)
-    if code or result is None:  # nothing is left behind, so that the next call tries again
-        reason = f"killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
-        return Result(status="failed", reason=f"the training process was {reason}; see {place}")
-    return result
+    if code < 0:
+        return f"was killed by signal {-code} (out of memory?)"
+    return f"ended with code {code}" if code else ""
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return a row for each entry: the mean over its seeds, and the sample deviation where there are several.
 
-    An entry one of whose seeds diverged or failed has that as its status.
+    An entry one of whose seeds diverged or failed has that as its status; `beyond` are contexts that its
+    window does not hold.
     """
     rows = []
     for entry in dict.fromkeys(outcome.entry for outcome in outcomes):
-        results = [outcome.result for outcome in outcomes if outcome.entry == entry]
+        own = [outcome for outcome in outcomes if outcome.entry == entry]
+        results, measured = [o.result for o in own], [o.inference for o in own if o.inference]
         bad = [result for result in results if result.status != "finished"]
         row: dict[str, Any] = {
             "entry": entry,
             "status": bad[0].status if bad else "finished",
-            "reason": bad[0].reason if bad else None,
+            "reason": next(filter(None, (*(r.reason for r in bad), *(i.reason for i in measured))), None),
             "seeds": len(results),
             "finished": len(results) - len(bad),
         }
-        for name in FIGURES:
-            values = [value for result in results if (value := getattr(result, name)) is not None]
+        contexts = sorted({context for inference in measured for context in inference.costs})
+        columns = {name: [getattr(result, name) for result in results] for name in FIGURES}
+        columns |= {name: [getattr(inference, name) for inference in measured] for name in GRAPH_FIGURES}
+        for context in contexts:
+            costs = [inference.costs.get(context) for inference in measured]
+            columns[f"decode_at_{context}"] = [cost and cost.tokens_per_second for cost in costs]
+            columns[f"peak_at_{context}"] = [cost and cost.peak for cost in costs]
+        for name, column in columns.items():
+            values = [value for value in column if value is not None]
             row[name] = sum(values) / len(values) if values else None
             row[f"{name}_spread"] = _deviation(values)
+        row["contexts"] = contexts
+        row["beyond"] = [c for c in contexts if any(inference.beyond(c) for inference in measured)]
         row["results"] = [asdict(result) for result in results]
+        row["inference"] = [inference.to_dict() for inference in measured]
         rows.append(row)
     return rows
 
@@ -290,6 +351,9 @@ FIGURES = (
     "steps",
     "seconds",
 )
+"""Of a `Result`."""
+GRAPH_FIGURES = ("graph_bytes", "first_token")
+"""Of an `Inference`, besides those of each context."""
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -29,6 +29,13 @@ NOTES = (
     "left out. Peak memory is that of the training process, validation included, or of its GPU.",
     "Cosine is between an embedding and its reconstruction x̂, over the validation text; SDGMs have one.",
 )
+INFERENCE_NOTES = (
+    "Inference is that of the int8 graph in ONNX Runtime, in fresh processes on one thread: tokens/s of the "
+    "processor's time, decoded one by one and greedily after so many tokens; the most resident memory of a "
+    "process that read so many; the time from starting a process until its first token.",
+    "† beyond the window that the model was trained with: it decodes as with a longer one, its positions "
+    "repeated, and the perplexity does not hold there.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Column:
     figure: str
     scale: float
     digits: int
+    context: int | None = None
+    """Of what is measured after one."""
 
 
 COLUMNS = (
@@ -52,6 +61,20 @@ COLUMNS = (
     Column("cosine", "cosine", 1, 3),
     Column("steps", "steps", 1, 0),
 )
+GRAPH_COLUMNS = (
+    Column("int8 graph, MB", "graph_bytes", 1e-6, 2),
+    Column("first token, ms", "first_token", 1e3, 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Some of the figures, one row for each entry."""
+
+    title: str
+    titles: list[str]
+    """Of its columns."""
+    cells: list[list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +85,43 @@ class Report:
     rows: list[dict[str, Any]]
 
     @property
-    def titles(self) -> list[str]:
-        """Of the table's columns."""
-        return ["model", *(column.title for column in COLUMNS), "status"]
+    def tables(self) -> list[Table]:
+        """What training gave, and what inference costs where that was measured."""
+        trained = [[row["entry"], *(_cell(row, c) for c in COLUMNS), _status(row)] for row in self.rows]
+        tables = [Table("Training", ["model", *(c.title for c in COLUMNS), "status"], trained)]
+        if any(row["inference"] for row in self.rows):
+            columns = self._inference_columns()
+            measured = [[row["entry"], *(_cell(row, c) for c in columns)] for row in self.rows]
+            tables.append(Table("Inference", ["model", *(c.title for c in columns)], measured))
+        return tables
 
     @property
-    def cells(self) -> list[list[str]]:
-        """The table, as text."""
+    def notes(self) -> list[str]:
+        """What the figures mean."""
+        return [*NOTES, *(INFERENCE_NOTES if len(self.tables) > 1 else ())]
+
+    def _inference_columns(self) -> list[Column]:
+        contexts = sorted({context for row in self.rows for context in row["contexts"]})
+        speeds = [Column(f"tokens/s at {c:,}", f"decode_at_{c}", 1, 0, c) for c in contexts]
         return [
-            [row["entry"], *(_cell(row, column) for column in COLUMNS), _status(row)] for row in self.rows
+            *GRAPH_COLUMNS,
+            *speeds,
+            *(Column(f"MB at {c:,}", f"peak_at_{c}", 1e-6, 0, c) for c in contexts),
         ]
 
     def markdown(self) -> str:
         """The report for a README."""
-        lines = ["# Comparison", "", *(f"- {name}: {value}" for name, value in self.about.items()), ""]
-        lines += [f"| {' | '.join(self.titles)} |", "|---" + "|--:" * len(COLUMNS) + "|---|"]
-        lines += [f"| {' | '.join(cells)} |" for cells in self.cells]
-        lines += ["", *(f"- {note}" for note in NOTES)]
+        lines = ["# Comparison", "", *(f"- {name}: {value}" for name, value in self.about.items())]
+        for table in self.tables:
+            lines += [
+                "",
+                f"## {table.title}",
+                "",
+                f"| {' | '.join(table.titles)} |",
+                "|---" + "|--:" * (len(table.titles) - 1) + "|",
+            ]
+            lines += [f"| {' | '.join(cells)} |" for cells in table.cells]
+        lines += ["", *(f"- {note}" for note in self.notes)]
         lines += ["", *(f"- **{row['entry']}**: {row['reason']}" for row in self.rows if row["reason"])]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -88,18 +131,15 @@ class Report:
 
     def html(self) -> str:
         """The report as one page without a link to anything."""
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in self.titles)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>\n" for cells in self.cells
-        )
+        tables = "".join(map(_html, self.tables))
         about = "".join(f"<li>{html.escape(f'{name}: {value}')}</li>" for name, value in self.about.items())
-        reasons = [f"{row['entry']}: {row['reason']}" for row in self.rows if row["reason"]]
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*NOTES, *reasons))
+        reasons = (f"{row['entry']}: {row['reason']}" for row in self.rows if row["reason"])
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*self.notes, *reasons))
         plots = "".join(
             f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
             for title, png in _plots(self.rows)
         )
-        return PAGE.format(head=head, body=body, about=about, notes=notes, plots=plots)
+        return PAGE.format(tables=tables, about=about, notes=notes, plots=plots)
 
     def write(self, folder: Path) -> None:
         """Leave `report.md`, `report.json` and `report.html` in a folder."""
@@ -128,12 +168,21 @@ def make_report(outcomes: Sequence[Outcome], terms: Terms, corpus: Corpus) -> Re
     return Report(about, summarize(outcomes))
 
 
+def _html(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in table.titles)
+    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in cells) for cells in table.cells)
+    body = "".join(f"<tr>{cells}</tr>\n" for cells in rows)
+    title = f"<h2>{html.escape(table.title)}</h2>\n"
+    return f"{title}<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n"
+
+
 def _cell(row: dict[str, Any], column: Column) -> str:
-    value, spread = row[column.figure], row[f"{column.figure}_spread"]
+    value, spread = row.get(column.figure), row.get(f"{column.figure}_spread")
     if value is None:
         return "–"
     text = f"{value * column.scale:,.{column.digits}f}"
-    return f"{text} ± {spread * column.scale:,.{column.digits}f}" if spread else text
+    text = f"{text} ± {spread * column.scale:,.{column.digits}f}" if spread else text
+    return f"{text} †" if column.context in row["beyond"] else text
 
 
 def _status(row: dict[str, Any]) -> str:
@@ -189,8 +238,6 @@ li {{ color: #444; }}
 </style></head><body>
 <h1>Comparison</h1>
 <ul>{about}</ul>
-<table><thead><tr>{head}</tr></thead><tbody>
-{body}</tbody></table>
-{plots}<ul>{notes}</ul>
+{tables}{plots}<ul>{notes}</ul>
 </body></html>
 """

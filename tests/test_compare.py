@@ -1,10 +1,12 @@
 """Comparisons: what entries mean, trials as processes that go on and never take the others along, reports."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -15,18 +17,21 @@ from sdgm_edge.compare import (
     ABLATIONS,
     Outcome,
     Terms,
+    _process,
     at_rates,
     compare,
     entry_config,
     parse_budget,
+    parse_contexts,
     parse_entries,
     summarize,
 )
 from sdgm_edge.config import CorpusConfig
+from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
 from sdgm_edge.models import MIXERS, count_parameters
 from sdgm_edge.report import COLUMNS, make_report
-from sdgm_edge.runtime import ConfigError, DivergedError, RunError
+from sdgm_edge.runtime import ConfigError, ContextCost, DivergedError, ParityError, RunError
 from sdgm_edge.shards import prepare_corpus
 from sdgm_edge.training import Interrupted
 from sdgm_edge.trial import Result, Trial, run_trial, write_json
@@ -59,6 +64,25 @@ def corpus(place):
     return prepare_corpus([place / "text.txt"], vocab_size=270, cache=place / "cache")
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """What a comparison runs as processes is run in this one, which has PyTorch loaded already."""
+    modules = []
+
+    def process(module, *arguments):
+        modules.append(module)
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        try:
+            importlib.import_module(module).main()
+        except SystemExit as end:
+            sys.stderr.write(f"{end}\n")
+            return "ended with code 1"
+        return ""
+
+    monkeypatch.setattr("sdgm_edge.compare._process", process)
+    return modules
+
+
 def begin(folder, terms, entry="gpt2", **changes):
     one = Trial(config=entry_config(entry, terms, seed=0), device="cpu", precision="float32", **changes)
     write_json(folder / "trial.json", one.to_dict())
@@ -75,6 +99,13 @@ def test_budgets_are_read():
     for text in ("", "M", "-4M", "0", "4 trees"):
         with pytest.raises(ConfigError, match="expected a number of parameters such as 4M or 250k, got"):
             parse_budget(text)
+
+
+def test_contexts_are_read_once_each():
+    assert parse_contexts("0, 128,4k,4096") == (0, 128, 4096)
+    for text, got in (("", "none"), ("many", "'many'"), ("-1", "'-1'")):
+        with pytest.raises(ConfigError, match=f"--contexts: expected numbers of tokens .* got {got}"):
+            parse_contexts(text)
 
 
 def test_entries_are_read_once_each():
@@ -155,7 +186,17 @@ def test_terms_that_cannot_be_met_are_named(terms):
         entry_config("sdgm", dataclasses.replace(terms, num_parameters=9), 0)
 
 
-def test_a_comparison_trains_in_processes_and_is_not_done_twice(place, terms, corpus):
+def test_a_process_is_told_by_how_it_ended():
+    assert _process("json.tool", "--help") == ""
+    assert _process("json.tool", "--nothing") == "ended with code 2"
+    if os.name != "nt":
+        killed = _process("timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)")
+        assert killed == "was killed by signal 9 (out of memory?)"
+    with pytest.raises(KeyboardInterrupt):
+        _process("timeit", "-n1", "-r1", "import os; os._exit(130)")
+
+
+def test_a_comparison_trains_and_is_not_done_twice(place, terms, corpus, here):
     told = []
     out = place / "out"
     outcomes = compare(["sdgm", "lstm"], terms, out, place / "cache", progress=told.append)
@@ -174,6 +215,7 @@ def test_a_comparison_trains_in_processes_and_is_not_done_twice(place, terms, co
     assert [path.stat().st_mtime_ns for path in results] == before
     assert told[0] == "1/2 sdgm, seed 0: ringing"
     assert told[2] == "1/3 sdgm, seed 0: finished already"
+    assert here == ["sdgm_edge.trial"] * 2
     with pytest.raises(RunError, match=r"lstm-seed0 holds a trial with other settings: choose another --out"):
         compare(["lstm"], dataclasses.replace(terms, window=4), out, place / "cache")
     report = make_report(again, terms, corpus)
@@ -181,7 +223,51 @@ def test_a_comparison_trains_in_processes_and_is_not_done_twice(place, terms, co
     assert json.loads((out / "report.json").read_text())["rows"][1]["entry"] == "lstm"
 
 
-def test_a_trial_that_cannot_run_does_not_end_the_comparison(place, terms, tmp_path, capfd):
+def test_what_was_trained_is_measured_and_not_done_twice(place, terms, corpus, here, monkeypatch):
+    measured = []
+
+    def cost(graph, tokenizer, context, **how):
+        assert graph.stat().st_size > 1000
+        assert how == {"chunk": 128, "block": 0, "tokens": 64}
+        measured.append((graph.parent.name, context))
+        return ContextCost(
+            tokens_per_second=100.0, tokens_per_second_by_clock=90.0, peak=10**8, first_token=0.5
+        )
+
+    monkeypatch.setattr("sdgm_edge.export.inference.measure_context", cost)
+    out = place / "out"
+    compare(["sdgm", "gpt2"], terms, out, place / "cache", contexts=(0, 16))
+    outcomes = compare(["sdgm", "gpt2"], terms, out, place / "cache", contexts=(16, 7))
+    first = [("sdgm-seed0", 0), ("sdgm-seed0", 16), ("gpt2-seed0", 0), ("gpt2-seed0", 16)]
+    assert measured == [*first, ("sdgm-seed0", 7), ("gpt2-seed0", 7)]
+    ours, gpt2 = (o.inference for o in outcomes)
+    assert list(ours.costs) == [16, 7]
+    assert (ours.window, gpt2.window) == (0, 8)
+    assert gpt2.graph_bytes > 1000
+    report = make_report(outcomes, terms, corpus)
+    assert "| gpt2 |" in report.markdown()
+    assert "100 †" in report.markdown()
+    report = make_report(compare(["sdgm"], terms, out, place / "cache"), terms, corpus)
+    assert len(report.tables) == 1, "nothing is measured unless asked for"
+
+
+def test_a_graph_that_computes_something_else_is_told_and_not_measured(
+    place, terms, corpus, here, monkeypatch
+):
+    reason = "lstm in int8: the graph does not compute what the model computes"
+
+    def differ(run):
+        raise ParityError(reason)
+
+    monkeypatch.setattr("sdgm_edge.export.inference.measurable", differ)
+    (outcome,) = compare(["lstm"], terms, place / "out", place / "cache", contexts=(0,))
+    assert outcome.inference == Inference(
+        reason="lstm in int8: the graph does not compute what the model computes"
+    )
+    assert "lstm in int8: the graph does not compute" in make_report([outcome], terms, corpus).markdown()
+
+
+def test_a_trial_that_cannot_run_does_not_end_the_comparison(place, terms, tmp_path, here, capfd):
     nowhere = dataclasses.replace(terms, corpus=CorpusConfig(train=(str(place / "gone.txt"),)))
     (outcome,) = compare(["lstm"], nowhere, tmp_path, place / "cache")
     assert outcome.result.status == "failed"

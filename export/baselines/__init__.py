@@ -14,7 +14,7 @@ from ..graph import weights_of
 from ..matrices import Plan, as_held
 from . import gated_recurrence, gpt2, lstm
 from .mixer import MixerGraph
-from .shell import CHUNK, build_graph, plan_of
+from .shell import CHUNK, block_of, build_graph, plan_of
 
 GRAPHS: dict[str, MixerGraph] = {
     "gpt2": gpt2,
@@ -39,4 +39,4 @@ def model_as_held(model: MixerModel, plan: Plan) -> MixerModel:
     return held.eval()
 
 
-__all__ = ["CHUNK", "GRAPHS", "MixerGraph", "build", "model_as_held", "plan_of"]
+__all__ = ["CHUNK", "GRAPHS", "MixerGraph", "block_of", "build", "model_as_held", "plan_of"]

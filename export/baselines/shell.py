@@ -46,6 +46,11 @@ def plan_of(variant: Variant, weights: Mapping[str, Array]) -> dict[str, Precisi
     return {"embedding.weight": variant.embedding, **dict.fromkeys([*matrices, *named], variant.matrices)}
 
 
+def block_of(config: ModelConfig) -> int:
+    """Return of which number no call may cross a multiple; 0 where any may be crossed."""
+    return 0
+
+
 def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Array], plan: Plan) -> ir.Model:
     """Return the graph of a baseline whose matrices have the precisions of the plan."""
     g = Builder()
