@@ -1,6 +1,7 @@
 """The commands that probe models: what they remember, generate and cost. See `cli.py` on commands."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,71 @@ def generation(
         title=f"{model} ({generator.variant}): {number} texts of {tokens} tokens, temperature {temp:g}, "
         f"top-p {top_p:g}, seed {seed}" + (f"; judge: {judge}" if judge else ""),
     )
+
+
+@app.command()
+def scale(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text to train on, as for train. None: CPython's reference.")
+    ] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Text to validate on. Default: a part is held out.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="Names with commas, as for compare.")] = "sdgm,gpt2",
+    windows: Annotated[
+        str, typer.Option(help="Tokens of a training window, with commas; the first with all vocabularies.")
+    ] = "128,1024,4096,16384",
+    vocab_sizes: Annotated[
+        str, typer.Option(help="Tokens of a bpe vocabulary, with commas; the first with all windows.")
+    ] = "2048,8192,32768,65536",
+    params: Annotated[str, typer.Option(help="Parameters of each model with the first vocabulary.")] = "2M",
+    minutes: Annotated[float | None, typer.Option(help="Train each for so long. Default: 2.")] = None,
+    max_steps: Annotated[int, typer.Option(help="Steps of each training, in place of minutes.")] = 0,
+    inference: Annotated[
+        bool, typer.Option(help="Export what was trained to int8, and measure how it decodes.")
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for runs; what is in it is not done again. Default: runs/scale-…."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure what longer windows and larger vocabularies cost in speed and memory, and what they give."""
+    from sdgm_edge.runtime import UsageError
+
+    from .compare import parse_budget, parse_entries
+    from .config import CorpusConfig
+    from .probe_scale import COLUMNS, Scale, cells, probe_scale
+    from .run import RUNS
+
+    if markdown and as_json:
+        raise UsageError("--markdown and --json both say how to print: leave one out")
+    sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
+    rows = probe_scale(
+        parse_entries(models),
+        Scale(
+            corpus=CorpusConfig(train=tuple(sources), valid=tuple(map(os.path.abspath, valid or []))),
+            windows=_numbers("--windows", windows, int),
+            vocabularies=_numbers("--vocab-sizes", vocab_sizes, int),
+            num_parameters=parse_budget(params),
+            minutes=(0.0 if max_steps else 2.0) if minutes is None else minutes,
+            max_steps=max_steps,
+            inference=inference,
+            device=device,
+        ),
+        out or RUNS / f"scale-{Path(sources[0]).name.split('.')[0] if sources else 'pydoc'}",
+        console.cache_folder(),
+        progress=_say,
+    )
+    if as_json:
+        console.print_json([dataclasses.asdict(row) for row in rows])
+        return
+    (console.print_markdown if markdown else console.print_table)(list(COLUMNS), cells(rows))
+    for row in rows:
+        if row.reason:
+            print(f"{row.entry}, window {row.window:,}, vocabulary {row.vocab_size:,}: {row.reason}")
 
 
 def _export(run: Path, target: Path) -> None:

@@ -101,3 +101,22 @@ def test_what_models_keep_in_mind(home: Path) -> None:
     small = ("--models", "lstm", "--tasks", "needle", "--params", "20k", "--steps", 2, "--distances", "3,9")
     (finding,) = told(home, "memory", *small, "--trained-distance", 4)
     assert (finding["entry"], finding["task"], list(finding["accuracy"])) == ("lstm", "needle", ["3", "9"])
+
+
+def test_what_size_costs(home: Path) -> None:
+    small = (
+        "--models",
+        "lstm",
+        "--windows",
+        16,
+        "--vocab-sizes",
+        "270,60000",
+        "--params",
+        "20k",
+        "--max-steps",
+        2,
+    )
+    rows = told(home, "scale", "train.txt", *small, "--no-inference", "--out", "scale", "--device", "cpu")
+    assert [(row["vocab_size"], row["status"]) for row in rows] == [(270, "finished"), (60000, "impossible")]
+    assert rows[0]["bits_per_byte"] > 0
+    assert "the text is too small for a vocabulary of 60000" in rows[1]["reason"]
