@@ -209,7 +209,9 @@ def test_ctrl_c_ends_quietly_and_keeps_what_was_generated(
         assert process.stdout is not None
         shown = b""
         while len(shown) < 64:  # it is flushed as it comes
-            shown += process.stdout.read(64)
+            part = process.stdout.read(64)
+            assert part, "it ended before it was interrupted"
+            shown += part
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate()
     assert (process.returncode, errors) == (130, b"")
