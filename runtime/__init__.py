@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .container import decode_arrays, encode_arrays
     from .contexts import ContextCost, measure_context
     from .engine import Blend, Engine
-    from .footprint import Footprint, VariantFootprint, measure_footprint
+    from .footprint import Footprint, VariantFootprint, measure_footprint, measure_memory
     from .generation import Generation, Stream, Timing
     from .generator import Generator, TokenLogprob
     from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
@@ -70,6 +70,7 @@ _LAZY = {
     "Footprint": "footprint",
     "VariantFootprint": "footprint",
     "measure_footprint": "footprint",
+    "measure_memory": "footprint",
     "Generation": "generation",
     "Stream": "generation",
     "Timing": "generation",
@@ -176,6 +177,7 @@ __all__ = [
     "heal",
     "measure_context",
     "measure_footprint",
+    "measure_memory",
     "measure_speed",
     "pinned",
     "prepare",

@@ -51,6 +51,8 @@ class Seconds:
     """`Generator.load`: reading and checking the bundle, and making a session."""
     first_token: float
     """From starting the process until its first token is there, prompt included."""
+    first_token_cpu: float
+    """The same of the processor's time: on a busy machine it is what an idle one would take, about."""
     fastest: float
     """The quickest first token."""
     slowest: float
@@ -182,12 +184,8 @@ def machine() -> dict[str, str | int | None]:
 
 def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats: int) -> VariantFootprint:
     slowly = {**asked, "tokens": tokens, "pauses": True}
-    stages: dict[str, Memory] = {}
     with Child(slowly) as first:
-        for told in first.life(STAGES):
-            memory = read_memory(told["pid"])
-            stages[told["stage"]] = memory if told["peak"] is None else replace(memory, peak=told["peak"])
-        provider = first.provider
+        stages, provider = _memories(first), first.provider
         gpu = gpu_memory(first.pid) if provider == "cuda" else None
         with Child(slowly) as second:
             for _ in second.life(STAGES):
@@ -217,6 +215,7 @@ def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats:
             imports=median(seconds["imports"] for seconds in times),
             load=median(seconds["load"] for seconds in times),
             first_token=median(firsts),
+            first_token_cpu=median(seconds["first_token_cpu"] for seconds in times),
             fastest=min(firsts),
             slowest=max(firsts),
         ),
@@ -227,15 +226,39 @@ def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats:
     )
 
 
+def measure_memory(path: str | Path, variant: str | None = None, *, tokens: int = 16) -> dict[str, Memory]:
+    """The memory of one fresh process that generates on the CPU, at the end of each of its stages.
+
+    Raises:
+        BundleError: the bundle is damaged, or lacks the variant.
+        ProviderError: ONNX Runtime is not there.
+        MeasureError: the process died.
+    """
+    asked = {"path": str(path), "variant": variant, "providers": "cpu", "threads": None, "prompt": PROMPT}
+    with Child({**asked, "tokens": tokens, "pauses": True}) as child:
+        return _memories(child)
+
+
+def _memories(child: "Child") -> dict[str, Memory]:
+    """The memory of a process at the end of each of its stages; it stands still after the last."""
+    stages: dict[str, Memory] = {}
+    for told in child.life(STAGES):
+        memory = read_memory(told["pid"])
+        stages[told["stage"]] = memory if told["peak"] is None else replace(memory, peak=told["peak"])
+    return stages
+
+
 def _times(asked: dict[str, Any]) -> dict[str, float]:
     """The times of one cold process."""
     with Child({**asked, "tokens": 0, "pauses": False}) as child:
-        at = {told["stage"]: told["seconds"] for told in child.life(STAGES[:-1])}
+        life = {told["stage"]: told for told in child.life(STAGES[:-1])}
         first_token = time.perf_counter() - child.started
+    at = {stage: told["seconds"] for stage, told in life.items()}
     return {
         "imports": at["imports"] - at["interpreter"],
         "load": at["session"] - at["imports"],
         "first_token": first_token,
+        "first_token_cpu": life["first_token"]["cpu"],
     }
 
 

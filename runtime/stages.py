@@ -21,7 +21,8 @@ def main() -> None:
 
     def reached(stage: str, **facts: object) -> None:
         seconds = time.perf_counter() - begun
-        line = {"stage": stage, "pid": os.getpid(), "seconds": seconds, "peak": own_peak(), **facts}
+        line = {"stage": stage, "pid": os.getpid(), "seconds": seconds, "cpu": time.process_time()}
+        line |= {"peak": own_peak(), **facts}
         sys.stdout.write(f"{json.dumps(line)}\n")
         sys.stdout.flush()
         if asked["pauses"]:

@@ -108,7 +108,7 @@ def _print(measured: Sequence["Speed"], show: Callable[..., None]) -> None:
         ],
         title=f"medians of {len(measured[0].tests[0].times)}; ± half of what lies from slowest to quickest",
     )
-    columns = ("load ms", "first token ms", "fastest", "slowest", "peak RSS MB", "state bytes")
+    columns = ("load ms", "first token ms", "CPU ms", "fastest", "slowest", "peak RSS MB", "state bytes")
     show(
         (*_MODEL, *columns),
         [(*_model(s), *_fresh(s.footprint)) for s in measured],
@@ -134,8 +134,8 @@ def _model(speed: "Speed") -> tuple[object, ...]:
 def _fresh(footprint: "VariantFootprint") -> tuple[object, ...]:
     """The columns that fresh processes tell."""
     seconds, peak = footprint.seconds, footprint.peak
-    times = (seconds.load, seconds.first_token, seconds.fastest, seconds.slowest)
-    return *(1e3 * s for s in times), UNTOLD if peak is None else peak / 1e6, footprint.state
+    first = (seconds.first_token, seconds.first_token_cpu, seconds.fastest, seconds.slowest)
+    return *(1e3 * s for s in (seconds.load, *first)), UNTOLD if peak is None else peak / 1e6, footprint.state
 
 
 def _kept(speed: "Speed") -> str:
@@ -153,7 +153,7 @@ def _print_csv(measured: Sequence["Speed"]) -> None:
         tests, fresh, machine = told.pop("tests"), told.pop("footprint"), told.pop("machine")
         told["cpus"] = " ".join(map(str, speed.cpus))
         told |= {name: fresh[name] for name in ("file", "state", "peak")}
-        told |= {name: fresh["seconds"][name] for name in ("load", "first_token", "fastest", "slowest")}
+        told |= {name: fresh["seconds"][name] for name in ("load", "first_token", "first_token_cpu")}
         for test in tests:
             figures = {name: value for name, value in test.items() if not isinstance(value, list)}
             lines.append({**told, "test": figures.pop("name"), **figures, **machine})

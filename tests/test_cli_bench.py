@@ -66,7 +66,7 @@ def test_markdown_of_two_bundles_side_by_side_on_a_machine_without_torch(home: P
         ("tiny int8", size, "2.50", "cpu", "1"),
         ("two int8", size, "–", "cpu", "1"),
     }
-    fresh = [row for row in rows if len(row) == 11]
+    fresh = [row for row in rows if len(row) == 12]
     assert [(row[0], row[-1]) for row in fresh] == [
         ("tiny int8", str(4 * tiny.STATE)),
         ("two int8", str(4 * tiny.STATE)),

@@ -18,6 +18,7 @@ from sdgm_edge.runtime import (
     ParameterError,
     encode_json,
     measure_footprint,
+    measure_memory,
     memory,
     read_memory,
 )
@@ -76,10 +77,19 @@ def test_memory_adds_up_and_is_all_told(measured):
         assert 0.9 * last.anonymous < v.second_process < last.rss
 
 
+@LINUX
+def test_memory_alone_is_that_of_one_process(bundle):
+    stages = measure_memory(bundle, "int8", tokens=2)
+    assert tuple(stages) == STAGES
+    sizes = [memory.rss for memory in stages.values()]
+    assert sizes[0] < sizes[1] < sizes[-1]
+
+
 def test_times_are_of_whole_processes(measured):
     for v in measured.variants:
         seconds = v.seconds
         assert 0 < seconds.fastest <= seconds.first_token <= seconds.slowest
+        assert seconds.first_token_cpu > 0
         assert seconds.imports > 0
         assert seconds.load > 0
 
