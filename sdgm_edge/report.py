@@ -9,7 +9,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,20 @@ class Table:
     """Of its columns."""
     cells: list[list[str]]
 
+    def markdown(self) -> str:
+        """The table under a heading of its own."""
+        lines = [f"## {self.title}", "", f"| {' | '.join(self.titles)} |"]
+        lines += ["|---" + "|--:" * (len(self.titles) - 1) + "|"]
+        return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in self.cells)]) + "\n"
+
+    def html(self) -> str:
+        """The same for a page."""
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in self.titles)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in cells) for cells in self.cells)
+        body = "".join(f"<tr>{cells}</tr>\n" for cells in rows)
+        title = f"<h2>{html.escape(self.title)}</h2>\n"
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -113,14 +127,7 @@ class Report:
         """The report for a README."""
         lines = ["# Comparison", "", *(f"- {name}: {value}" for name, value in self.about.items())]
         for table in self.tables:
-            lines += [
-                "",
-                f"## {table.title}",
-                "",
-                f"| {' | '.join(table.titles)} |",
-                "|---" + "|--:" * (len(table.titles) - 1) + "|",
-            ]
-            lines += [f"| {' | '.join(cells)} |" for cells in table.cells]
+            lines += ["", table.markdown().rstrip()]
         lines += ["", *(f"- {note}" for note in self.notes)]
         lines += ["", *(f"- **{row['entry']}**: {row['reason']}" for row in self.rows if row["reason"])]
         return "\n".join(lines).rstrip() + "\n"
@@ -131,15 +138,8 @@ class Report:
 
     def html(self) -> str:
         """The report as one page without a link to anything."""
-        tables = "".join(map(_html, self.tables))
-        about = "".join(f"<li>{html.escape(f'{name}: {value}')}</li>" for name, value in self.about.items())
-        reasons = (f"{row['entry']}: {row['reason']}" for row in self.rows if row["reason"])
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*self.notes, *reasons))
-        plots = "".join(
-            f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
-            for title, png in _plots(self.rows)
-        )
-        return PAGE.format(tables=tables, about=about, notes=notes, plots=plots)
+        reasons = [f"{row['entry']}: {row['reason']}" for row in self.rows if row["reason"]]
+        return page("Comparison", self.about, self.tables, draw_plots(self.rows), [*self.notes, *reasons])
 
     def write(self, folder: Path) -> None:
         """Leave `report.md`, `report.json` and `report.html` in a folder."""
@@ -168,14 +168,6 @@ def make_report(outcomes: Sequence[Outcome], terms: Terms, corpus: Corpus) -> Re
     return Report(about, summarize(outcomes))
 
 
-def _html(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in table.titles)
-    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in cells) for cells in table.cells)
-    body = "".join(f"<tr>{cells}</tr>\n" for cells in rows)
-    title = f"<h2>{html.escape(table.title)}</h2>\n"
-    return f"{title}<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>\n"
-
-
 def _cell(row: dict[str, Any], column: Column) -> str:
     value, spread = row.get(column.figure), row.get(f"{column.figure}_spread")
     if value is None:
@@ -190,7 +182,27 @@ def _status(row: dict[str, Any]) -> str:
     return row["status"] if row["status"] == "finished" else f"**{row['status']}** {seeds}".strip()
 
 
-def _plots(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
+def page(
+    title: str,
+    about: Mapping[str, Any],
+    tables: Sequence[Table],
+    plots: Sequence[tuple[str, bytes]],
+    notes: Sequence[str],
+) -> str:
+    """Return a page of HTML with all that in it, its plots (titles and PNGs) too."""
+    return PAGE.format(
+        title=html.escape(title),
+        about="".join(f"<li>{html.escape(f'{name}: {value}')}</li>" for name, value in about.items()),
+        tables="".join(table.html() for table in tables),
+        plots="".join(
+            f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+            for name, png in plots
+        ),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
+    )
+
+
+def draw_plots(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """Return titles and PNGs: perplexity while training, and quality against speed."""
     import matplotlib
 
@@ -227,7 +239,7 @@ def _plots(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Comparison</title>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; }}
@@ -236,7 +248,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 img {{ max-width: 100%; margin-top: 1rem; }}
 li {{ color: #444; }}
 </style></head><body>
-<h1>Comparison</h1>
+<h1>{title}</h1>
 <ul>{about}</ul>
 {tables}{plots}<ul>{notes}</ul>
 </body></html>
