@@ -32,6 +32,7 @@ def memory(
     tasks: Annotated[str, typer.Option(help="Names with commas.")] = "copy,selective,recall,needle",
     params: Annotated[str, typer.Option(help="Parameters of each model.")] = "250k",
     steps: Annotated[int, typer.Option(help="Training steps for each model and task.")] = 1000,
+    minutes: Annotated[float, typer.Option(help="Train each for so long, in place of steps.")] = 0.0,
     trained_distance: Annotated[int, typer.Option(help="The longest distance in training.")] = 128,
     distances: Annotated[str, typer.Option(help="Distances to test.")] = "32,64,128,256,512,1024,2048,4096",
     seed: Annotated[int, typer.Option(help="Of weights and tasks.")] = 0,
@@ -49,6 +50,7 @@ def memory(
     settings = Probe(
         num_parameters=parse_budget(params),
         steps=steps,
+        minutes=minutes,
         trained_distance=trained_distance,
         distances=_numbers("--distances", distances, int),
         seed=seed,

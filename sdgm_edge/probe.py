@@ -52,6 +52,8 @@ LENGTH, PAIRS, QUESTIONS, LEAD = 8, 8, 4, 15
 NO_ANSWER = -100
 CHUNK = 256
 """Tokens read at once in tests, state carried along."""
+TIMED_STEPS = 20
+"""From which is told how many fit some minutes."""
 
 
 def _said_again(told_BT: Ints, symbols_BN: Ints) -> tuple[Ints, Ints]:
@@ -123,6 +125,8 @@ class Probe:
 
     num_parameters: int = 250_000
     steps: int = 1000
+    minutes: float = 0.0
+    """Train each for about so long, in place of so many steps; 0 for steps."""
     batch_size: int = 32
     trained_distance: int = 128
     """The longest distance in training. Windows are long enough for it."""
@@ -138,6 +142,8 @@ class Probe:
         for name in ("num_parameters", "steps", "batch_size", "trained_distance", "tested"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"probe: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.minutes < math.inf:
+            raise ConfigError(f"probe: minutes must be at least 0, got {self.minutes}")
         if not self.distances or min(self.distances) < 1:
             raise ConfigError(f"probe: distances must be numbers of at least 1, got {list(self.distances)}")
 
@@ -167,6 +173,7 @@ class Finding:
     """By distance."""
     loss: float
     """At the end of the training, a mean over its last tenth."""
+    steps: int
     seconds: float
 
 
@@ -215,11 +222,22 @@ def table(findings: Sequence[Finding]) -> tuple[list[str], list[list[str]]]:
 
 def _find(entry: str, config: ModelConfig, task: str, settings: Probe) -> Finding:
     began = time.perf_counter()
+    if settings.minutes:
+        settings = replace(settings, steps=_steps_in(config, task, settings))
     torch.manual_seed(settings.seed)
     model = build_model(config).to(pick_device(settings.device))
     loss = train(model, task, settings)
     accuracy = {d: measure(model, task, d, settings.tested, settings.seed) for d in settings.distances}
-    return Finding(entry, task, accuracy, loss, time.perf_counter() - began)
+    return Finding(entry, task, accuracy, loss, settings.steps, time.perf_counter() - began)
+
+
+def _steps_in(config: ModelConfig, task: str, settings: Probe) -> int:
+    """Return how many steps fit the minutes, from the speed of a few."""
+    model = build_model(config).to(pick_device(settings.device))
+    train(model, task, replace(settings, steps=2))
+    began = time.perf_counter()
+    train(model, task, replace(settings, steps=TIMED_STEPS))
+    return max(1, round(60 * settings.minutes * TIMED_STEPS / (time.perf_counter() - began)))
 
 
 def train(model: LanguageModel, task: str, settings: Probe) -> float:

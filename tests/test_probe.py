@@ -1,6 +1,7 @@
 """Probes: what is asked has one answer, the answer is where it should be, and who can see it learns it."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -132,6 +133,14 @@ def test_findings_are_kept(tmp_path):
     assert other.loss != first[1].loss
 
 
+def test_minutes_are_as_many_steps_as_fit(tmp_path, monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr("sdgm_edge.probe.time.perf_counter", lambda: next(seconds))
+    for minutes, steps in ((0.01, 12), (1e-9, 1)):  # twenty steps a second
+        (found,) = probe(["lstm"], ["needle"], dataclasses.replace(TINY, minutes=minutes), tmp_path)
+        assert found.steps == steps
+
+
 def test_windows_hold_what_is_trained():
     for distance in (1, 100, 128, 1000):
         settings = dataclasses.replace(TINY, trained_distance=distance)
@@ -144,5 +153,7 @@ def test_mistakes_are_named(tmp_path):
         probe(["sdgm"], ["juggle"], TINY, tmp_path)
     with pytest.raises(ConfigError, match="probe: steps must be at least 1, got 0"):
         dataclasses.replace(TINY, steps=0)
+    with pytest.raises(ConfigError, match="probe: minutes must be at least 0, got -1"):
+        dataclasses.replace(TINY, minutes=-1)
     with pytest.raises(ConfigError, match="probe: distances must be numbers of at least 1, got"):
         dataclasses.replace(TINY, distances=())
