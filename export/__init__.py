@@ -6,7 +6,8 @@ report = export_run("runs/tale", "tale.sdgm", bits=(8, 4))
 """
 
 from .gates import Accuracy, Parity
-from .pipeline import BUNDLES, MAX_LOSS_INCREASE, ExportReport, VariantExport, export_run
+from .pipeline import BUNDLES, MAX_LOSS_INCREASE, export_run
+from .report import ExportReport, VariantExport
 
 __all__ = [
     "BUNDLES",

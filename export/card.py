@@ -7,6 +7,8 @@ from typing import Any
 
 from sdgm_edge.models import ModelConfig
 
+from .screening import Screening
+
 TEMPLATE = """\
 # {name}
 
@@ -34,7 +36,7 @@ that it runs on with the one that exported the model.
 sha256 `{sha256:.16}…`, of which the float32 graph makes {reference}. *Loss* is the increase
 of bits per byte against that. *Parity* is the largest difference of a logit between the graph and the trained
 model with the same rounded weights, over {steps} steps: absolute in fp32, elsewhere relative to the largest.
-{mixed}
+{mixed}{screened}
 Model `{model_id:.16}…`, made with {made_with}.
 """
 
@@ -50,6 +52,7 @@ def model_card(
     sizes: Mapping[str, int],
     reference: Mapping[str, Any],
     mixed: Sequence[str],
+    screened: Mapping[str, Screening],
     model_id: str,
     made_with: Mapping[str, str],
 ) -> str:
@@ -85,8 +88,17 @@ def model_card(
         reference=f"{_bits(reference)} bits per byte",
         steps=next(iter(variants.values()))["parity"]["steps"],
         mixed=f"In q4, {held} stayed in 8 bits.\n" if mixed else "",
+        screened="".join(map(_screened, screened.items())),
         model_id=model_id,
         made_with=", ".join(f"{package} {version}" for package, version in made_with.items()),
+    )
+
+
+def _screened(entry: tuple[str, Screening]) -> str:
+    variant, s = entry
+    return (
+        f"In {variant}, logits come from a preview of rank {s.rank}, of the {s.num_exact} likeliest words "
+        f"exact ones: {s.perplexity_increase:+.2%} perplexity against the head read whole.\n"
     )
 
 

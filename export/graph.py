@@ -17,19 +17,20 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from sdgm_edge.models import SDGM, ModelConfig
+from sdgm_edge.models import LanguageModel, ModelConfig
 
 from . import clock, ringing
 from .builder import IR_VERSION, Array, Builder, ints
 from .head import logits
 from .layers import Trace, asked, blend, gated_unit, norm
 from .matrices import Plan
+from .screening import Screen
 
 MATRICES = {"embedding", "strike", "synthesis", "encoder", "expand", "contract", "query", "key", "merge"}
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
-def weights_of(model: SDGM) -> dict[str, Array]:
+def weights_of(model: LanguageModel) -> dict[str, Array]:
     """Return the model's weights by name, in float32."""
     return {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
 
@@ -39,8 +40,10 @@ def matrix_names(weights: Mapping[str, Array]) -> list[str]:
     return [name for name in weights if name.endswith(".weight") and name.split(".")[-2] in MATRICES]
 
 
-def build_graph(config: ModelConfig, weights: Mapping[str, Array], plan: Plan, chunk: int) -> ir.Model:
-    """Return the graph of a model whose matrices have the precisions of the plan."""
+def build_graph(
+    config: ModelConfig, weights: Mapping[str, Array], plan: Plan, chunk: int, screen: Screen | None = None
+) -> ir.Model:
+    """Return the graph of a model whose matrices are held as planned, its head screened or whole."""
     g = Builder()
     S, M, V = config.state_size, config.mixing_size, config.vocab_size
     ids = g.input("ids", INT64, ("batch", "time"))
@@ -74,7 +77,7 @@ def build_graph(config: ModelConfig, weights: Mapping[str, Array], plan: Plan, c
     with g.at("head"):
         if config.residual:
             x = norm(t, "norm", x)
-        out = logits(t, embedding, x)
+        out = logits(t, embedding, x, screen)
     with g.at("state"):
         next_state = _pack(t)
     g.output("logits", out, FLOAT, ("batch", "asked", V))

@@ -18,12 +18,18 @@ import onnx_ir as ir
 from .builder import floats, ints
 from .layers import TO_THE_END, Trace, asked
 from .matrices import Matrix
+from .screening import Screen, screened_scores
 
 
-def logits(t: Trace, embedding: Matrix, hidden: ir.Value) -> ir.Value:
-    """Return logits (B, U, V) from the last hidden vectors: (B, T, D) with a pointer, (B, U, D) without."""
+def logits(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Screen | None = None) -> ir.Value:
+    """Return logits (B, U, V) from the last hidden vectors: (B, T, D) with a pointer, (B, U, D) without.
+
+    A head that points is read whole: its mixture is of probabilities, which need the exact sum.
+    """
     g = t.g
     if not t.config.copy_window:
+        if screen is not None:
+            return screened_scores(t, embedding, hidden, screen)
         return embedding.product(hidden, t.weights["bias"])
     hidden_U = asked(t, hidden)
     with g.at("pointer"):

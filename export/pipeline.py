@@ -26,6 +26,7 @@ from sdgm_edge import __version__
 from sdgm_edge.models import SDGM
 from sdgm_edge.run import Run, load_run, newest_run
 from sdgm_edge.runtime import (
+    AccuracyError,
     Engine,
     ExportError,
     ParityError,
@@ -43,65 +44,16 @@ from .gates import Accuracy, Parity, accuracy, check_parity, refuse, score_graph
 from .golden import golden_prompt, golden_steps
 from .graph import weights_of
 from .matrices import Precision
+from .report import ExportReport, VariantExport
+from .screening import EXACT_WORDS, LEAST_WEIGHTS, MAX_INCREASE, Screen, Screening, find_screen
 from .search import Found, mixed_precision
 from .variants import CHUNK, VARIANTS, Variant, build, bundle_config, model_as_held, variant_of
 
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
+HEADS = ("auto", "whole", "screened")
+SCREENED_BITS = {8, 4}
 SPEED_SECONDS = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class VariantExport:
-    """A variant that passed its gates."""
-
-    name: str
-    file: str
-    num_bytes: int
-    parity: Parity
-    accuracy: Accuracy
-    at_8_bits: tuple[str, ...]
-    """Matrices that a 4-bit variant holds in 8 bits, to stay within its limit."""
-    decode_speed: float
-    """Tokens a second, one by one, on this machine and one thread."""
-    prompt_speed: float
-    """Tokens a second, in chunks."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportReport:
-    """What was exported."""
-
-    path: Path
-    name: str
-    model_id: str
-    default: str
-    """The variant that runs unless another is asked for."""
-    reference: Accuracy
-    """The float32 graph on the held-out text, whether or not it is in the bundle."""
-    variants: tuple[VariantExport, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as plain values."""
-        return {
-            "path": str(self.path),
-            "name": self.name,
-            "model_id": self.model_id,
-            "default": self.default,
-            "reference": self.reference.to_dict(),
-            "variants": {
-                v.name: {
-                    "file": v.file,
-                    "bytes": v.num_bytes,
-                    "parity": v.parity.to_dict(),
-                    "accuracy": v.accuracy.to_dict(),
-                    "at_8_bits": list(v.at_8_bits),
-                    "decode_tokens_per_second": v.decode_speed,
-                    "prompt_tokens_per_second": v.prompt_speed,
-                }
-                for v in self.variants
-            },
-        }
 
 
 def export_run(
@@ -109,6 +61,7 @@ def export_run(
     out: str | Path | None = None,
     bits: Iterable[int] = (32,),
     *,
+    head: str = "auto",
     force: bool = False,
     max_loss_increase: float = MAX_LOSS_INCREASE,
     single_file: bool = False,
@@ -117,11 +70,12 @@ def export_run(
     """Export a run, the newest by default, as a bundle with a variant for each of `bits`.
 
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
-    run>`. `force` writes variants that lose more than `max_loss_increase`, relative, in bits per byte.
-    `progress` is told what is being done.
+    run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
+    where that loses nearly nothing. `force` writes variants that lose more than `max_loss_increase`,
+    relative, in bits per byte. `progress` is told what is being done.
 
     Raises:
-        UsageError: `bits` or `max_loss_increase` make no sense.
+        UsageError: `bits`, `head` or `max_loss_increase` make no sense.
         RunError: there is no such run.
         ExportError: it is one of a baseline.
         ParityError: a graph does not compute what the model computes.
@@ -136,6 +90,13 @@ def export_run(
             f"max_loss_increase: expected a share from 0, got {max_loss_increase}; "
             "0.01 allows 1% more bits per byte"
         )
+    if head not in HEADS:
+        raise UsageError(f"head: expected {', '.join(HEADS)}, got {head!r}; leave it out for auto")
+    if head == "screened" and not wanted & SCREENED_BITS:
+        raise UsageError(
+            f"head: expected 8 or 4 among the bits for a screened head, got {sorted(wanted)}; "
+            "floats are there to be exact: ask for --bits 8 too, or leave --head out"
+        )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
     if not isinstance(run.model, SDGM):
@@ -147,7 +108,12 @@ def export_run(
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")
-    exporter = _Exporter(run, run.model, max_loss_increase, force, progress)
+    if head == "screened" and run.config.copy_window:
+        raise UsageError(
+            f"head: expected a head without a pointer to screen, got copy_window = {run.config.copy_window}; "
+            "leave --head out: a head that points is read whole"
+        )
+    exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
     passed = exporter.pass_gates([variant for variant in VARIANTS.values() if variant.bits in wanted])
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
@@ -160,6 +126,7 @@ class _Passed:
     parity: Parity
     accuracy: Accuracy
     at_8_bits: tuple[str, ...]
+    screened: Screening | None
     golden: dict[str, Any]
     speeds: tuple[float, float]
 
@@ -168,9 +135,10 @@ class _Exporter:
     """One run on its way into a bundle."""
 
     def __init__(
-        self, run: Run, model: SDGM, limit: float, force: bool, progress: Callable[[str], None]
+        self, run: Run, model: SDGM, head: str, limit: float, force: bool, progress: Callable[[str], None]
     ) -> None:
-        self.run, self.model, self.limit, self.force, self.progress = run, model, limit, force, progress
+        self.run, self.model, self.head, self.limit = run, model, head, limit
+        self.force, self.progress = force, progress
         self.config = run.config
         self.weights = weights_of(model)
         self.tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -193,7 +161,7 @@ class _Exporter:
         passed, failures = [], []
         for variant in variants:
             if variant is float32:
-                passed.append(self._passed(variant, graph, engine, parity, self.reference, ()))
+                passed.append(self._passed(variant, graph, engine, parity, self.reference, (), None))
                 continue
             try:
                 passed.append(self._pass(variant, reference))
@@ -218,11 +186,50 @@ class _Exporter:
             found = mixed if mixed.accuracy.within else found
         if not (found.accuracy.within or self.force):
             raise refuse(variant.name, found.accuracy)
+        screen, screened = None, None
+        if self._screens(variant):
+            found, screen, screened = self._screen(variant, found, reference)
         engine = self._engine(found.graph, variant)
         self.progress(f"{variant.name}: comparing with torch")
-        parity = check_parity(variant, model_as_held(self.model, found.plan), engine)
+        held = model_as_held(self.model, found.plan)
+        preview = None if screen is None else model_as_held(self.model, found.plan, screen)
+        parity = check_parity(variant, held, engine, preview=preview)
         raised = tuple(name for name in plan if found.plan[name] != plan[name])
-        return self._passed(variant, found.graph, engine, parity, found.accuracy, raised)
+        return self._passed(variant, found.graph, engine, parity, found.accuracy, raised, screened)
+
+    def _screens(self, variant: Variant) -> bool:
+        """Whether a screened head is to be tried."""
+        large = self.weights["embedding.weight"].size >= LEAST_WEIGHTS and not self.config.copy_window
+        return variant.bits in SCREENED_BITS and (self.head == "screened" or (self.head == "auto" and large))
+
+    def _screen(
+        self, variant: Variant, whole: Found, reference: Score
+    ) -> tuple[Found, Screen | None, Screening | None]:
+        """Screen the head of a graph that reads it whole, or leave it so where that loses too much.
+
+        Raises:
+            AccuracyError: it loses too much, and was asked for.
+        """
+        self.progress(f"{variant.name}: screening the head")
+        screen = find_screen(self.model, EXACT_WORDS[whole.plan["embedding.weight"]])
+        graph = build(self.config, self.weights, whole.plan, screen)
+        score = self._score(self._engine(graph, variant))
+        found = Found(whole.plan, graph, accuracy(score, reference, self.limit))
+        increase = found.accuracy.token_perplexity / whole.accuracy.token_perplexity - 1
+        rank, num_exact = len(screen.down_RD), screen.num_exact
+        told = f"{variant.name}: a head screened by rank {rank} with {num_exact} exact words"
+        if not self.force and (increase > MAX_INCREASE or not found.accuracy.within):
+            if self.head == "screened":
+                raise AccuracyError(
+                    f"{told} loses too much on the held-out text: expected at most {MAX_INCREASE:.0%} more "
+                    f"perplexity than read whole and {self.limit:.2%} more bits per byte than float32, got "
+                    f"{increase:.2%} and {found.accuracy.loss_increase:.2%}; "
+                    "leave --head out to read it whole, or allow it with --force"
+                )
+            self.progress(f"{told} adds {increase:.2%} to the perplexity: the head is read whole")
+            return whole, None, None
+        self.progress(f"{told} adds {increase:.2%} to the perplexity")
+        return found, screen, Screening(rank, num_exact, increase)
 
     def _passed(
         self,
@@ -232,9 +239,10 @@ class _Exporter:
         parity: Parity,
         found: Accuracy,
         raised: tuple[str, ...],
+        screened: Screening | None,
     ) -> _Passed:
         golden = golden_steps(engine, BEGIN_ID, self.prompt_ids)
-        return _Passed(variant, graph, parity, found, raised, golden, measure_speed(engine))
+        return _Passed(variant, graph, parity, found, raised, screened, golden, measure_speed(engine))
 
     def _engine(self, graph: bytes, variant: Variant) -> Engine:
         return Engine(graph, self.sizes, variant.file, providers="cpu")
@@ -252,7 +260,7 @@ class _Exporter:
             p.variant.name: {
                 "file": p.variant.file,
                 "parity": p.parity.to_dict(),
-                "accuracy": p.accuracy.to_dict(),
+                "accuracy": p.accuracy.to_dict() | ({"screened": p.screened.to_dict()} if p.screened else {}),
             }
             for p in passed
         }
@@ -267,6 +275,7 @@ class _Exporter:
             sizes={file: len(graph) for file, graph in graphs.items()},
             reference=self.reference.to_dict(),
             mixed=[name for p in passed for name in p.at_8_bits],
+            screened={p.variant.name: p.screened for p in passed if p.screened},
             model_id=model_id,
             made_with=made_with,
         )
@@ -295,7 +304,14 @@ class _Exporter:
         )
         exported = tuple(
             VariantExport(
-                p.variant.name, p.variant.file, len(p.graph), p.parity, p.accuracy, p.at_8_bits, *p.speeds
+                p.variant.name,
+                p.variant.file,
+                len(p.graph),
+                p.parity,
+                p.accuracy,
+                p.at_8_bits,
+                p.screened,
+                *p.speeds,
             )
             for p in passed
         )

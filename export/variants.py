@@ -13,6 +13,7 @@ from sdgm_edge.runtime import BundleConfig, UsageError
 from .builder import Array
 from .graph import build_graph, matrix_names, weights_of
 from .matrices import Plan, Precision, as_held
+from .screening import Previewed, Screen
 
 CHUNK = {"ringing": 128, "clock": 16}
 """Most tokens that one call takes; fewer for a clock, whose atoms are a whole dictionary for each token."""
@@ -79,18 +80,23 @@ def bundle_config(config: ModelConfig) -> BundleConfig:
     )
 
 
-def build(config: ModelConfig, weights: Mapping[str, Array], plan: Plan) -> bytes:
-    """Return the bytes of a graph; the same model and plan give the same bytes."""
-    model = build_graph(config, weights, plan, CHUNK[config.layer])
+def build(
+    config: ModelConfig, weights: Mapping[str, Array], plan: Plan, screen: Screen | None = None
+) -> bytes:
+    """Return the bytes of a graph; the same model, plan and screen give the same bytes."""
+    model = build_graph(config, weights, plan, CHUNK[config.layer], screen)
     data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return data
 
 
-def model_as_held(model: SDGM, plan: Plan) -> SDGM:
-    """Return a copy of the model whose matrices are rounded as the plan's variant holds them."""
+def model_as_held(model: SDGM, plan: Plan, screen: Screen | None = None) -> SDGM:
+    """Return a copy of the model whose matrices are rounded as the plan's variant holds them.
+
+    With a screen, one whose logits are all the preview's.
+    """
     import torch
 
-    held = SDGM(model.config)
+    held = SDGM(model.config) if screen is None else Previewed(model.config, screen)
     weights = weights_of(model)
     rounded = {name: as_held(weight, plan.get(name, "fp32")) for name, weight in weights.items()}
     held.load_state_dict({name: torch.from_numpy(weight.copy()) for name, weight in rounded.items()})

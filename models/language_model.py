@@ -96,6 +96,10 @@ class LanguageModel(nn.Module, ABC):
         embedded: Tensor = self.embedding(ids)
         return embedded
 
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Return the vocabulary's logits (…, V) from the softmax's input (…, D)."""
+        return functional.linear(hidden, self.embedding.weight, self.bias)
+
     def _logits(self, hidden_TBD: Tensor, pointed: Pointed | None) -> Tensor:
-        logits = functional.linear(hidden_TBD, self.embedding.weight, self.bias)
+        logits = self.scores(hidden_TBD)
         return logits if pointed is None else mixed_log_probs(pointed, logits)

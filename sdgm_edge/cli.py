@@ -84,7 +84,8 @@ def train(
         str | None, typer.Option(help="paper, edge-nano, edge-micro (default) or edge-small.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [corpus], [model], [loss], [training], or a recipe's name.")
+        Path | None,
+        typer.Option(help="TOML file with [corpus], [model], [loss], [training], or a recipe."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     resume: Annotated[
@@ -207,6 +208,10 @@ def export(
         list[int] | None,
         typer.Option(help="4, 8 (int8), 16 (for GPUs) or 32; several make a bundle of several. Default: 32."),
     ] = None,
+    head: Annotated[
+        str,
+        typer.Option(help="whole; screened: not read whole (8 and 4 bits); auto: screened if large."),
+    ] = "auto",
     max_loss_increase: Annotated[
         str, typer.Option(help="Most that a variant may lose in bits per byte on held-out text.")
     ] = "1%",
@@ -223,6 +228,7 @@ def export(
         run,
         out,
         [*(bits or []), *([8] if quantize else [])] or [32],
+        head=head,
         force=force,
         max_loss_increase=_share(max_loss_increase),
         single_file=single_file,
