@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types wheel bench-train fuzz bench check clean
+.PHONY: help setup demo test lint types wheel bench-train fuzz bench paper check clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ fuzz: $(READY)  ## Read damaged bundles at random: each must be refused by name
 
 bench: $(READY)  ## Measure on this machine what is promised; ONLY=speed,flat for some of it
 	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+paper: $(READY)  ## Compare all models, ablations and tasks, in MINUTES=30; DATA=folder of train.txt and valid.txt
+	$(BIN)/python benchmarks/paper.py $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES))
 
 check: test lint types wheel  ## All that is checked before a change goes in
 
