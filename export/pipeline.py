@@ -45,14 +45,13 @@ from .golden import golden_prompt, golden_steps
 from .graph import weights_of
 from .matrices import Precision
 from .report import ExportReport, VariantExport
-from .screening import EXACT_WORDS, LEAST_WEIGHTS, MAX_INCREASE, Screen, Screening, find_screen
+from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
 from .search import Found, mixed_precision
 from .variants import CHUNK, VARIANTS, Variant, build, bundle_config, model_as_held, variant_of
 
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
 HEADS = ("auto", "whole", "screened")
-SCREENED_BITS = {8, 4}
 SPEED_SECONDS = 0.3
 
 
@@ -199,8 +198,9 @@ class _Exporter:
 
     def _screens(self, variant: Variant) -> bool:
         """Whether a screened head is to be tried."""
-        large = self.weights["embedding.weight"].size >= LEAST_WEIGHTS and not self.config.copy_window
-        return variant.bits in SCREENED_BITS and (self.head == "screened" or (self.head == "auto" and large))
+        if self.head == "auto":
+            return is_large(self.config, variant.bits)
+        return self.head == "screened" and variant.bits in SCREENED_BITS
 
     def _screen(
         self, variant: Variant, whole: Found, reference: Score
@@ -301,6 +301,7 @@ class _Exporter:
                 "variants": {p.variant.name: p.golden for p in passed},
             },
             made_with=made_with,
+            num_parameters=self.model.num_parameters,
         )
         exported = tuple(
             VariantExport(

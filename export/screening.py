@@ -34,6 +34,7 @@ from .builder import Array, ints
 from .layers import Trace
 from .matrices import Matrix, Precision, as_held
 
+SCREENED_BITS = {8, 4}
 LEAST_WEIGHTS = 1 << 23
 """Heads from here on are screened unless asked otherwise: smaller ones are read whole as quickly."""
 MAX_INCREASE = 0.01
@@ -92,6 +93,12 @@ class Previewed(SDGM):
     def scores(self, hidden: Tensor) -> Tensor:
         """Return the preview."""
         return nn.functional.linear(nn.functional.linear(hidden, self.down), self.up, self.lift)
+
+
+def is_large(config: ModelConfig, bits: int) -> bool:
+    """Whether a head of so many bits is screened unless asked otherwise."""
+    size = config.vocab_size * config.width
+    return bits in SCREENED_BITS and size >= LEAST_WEIGHTS and not config.copy_window
 
 
 def find_screen(model: SDGM, num_exact: int) -> Screen:

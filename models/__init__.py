@@ -3,7 +3,7 @@
 from .baselines import MIXERS, Mixer
 from .baselines.attention import num_heads
 from .config import PRESETS, ModelConfig, preset
-from .factory import GPT2_SMALL, build_model, count_parameters, scaled, sized
+from .factory import GPT2_SMALL, build_model, count_parameters, scaled, sized, usual_depth
 from .language_model import Features, LanguageModel, Output
 from .pointer import copy_log_probs
 from .sdgm import SDGM
@@ -27,4 +27,5 @@ __all__ = [
     "preset",
     "scaled",
     "sized",
+    "usual_depth",
 ]

@@ -41,14 +41,18 @@ def count_parameters(config: ModelConfig) -> int:
         return build_model(config).num_parameters
 
 
+def usual_depth(num_parameters: int) -> int:
+    """Return how many layers a model of so many parameters is given."""
+    return next((depth for depth, most in ((3, 2e6), (4, 2e7), (8, 8e7)) if num_parameters < most), 12)
+
+
 def sized(layer: str, num_parameters: int, **settings: Any) -> ModelConfig:
     """Return a model of a layer with about so many parameters: deeper, then wider.
 
     >>> sized("gpt2", 4_000_000, vocab_size=4096).num_layers
     4
     """
-    depth = next((d for d, most in ((3, 2e6), (4, 2e7), (8, 8e7)) if num_parameters < most), 12)
-    shape = {"num_layers": depth, "width": 64, "num_atoms": 64, "glu_width": 128}
+    shape = {"num_layers": usual_depth(num_parameters), "width": 64, "num_atoms": 64, "glu_width": 128}
     return scaled(ModelConfig(layer=layer, **{**shape, **SHAPES.get(layer, {}), **settings}), num_parameters)
 
 

@@ -14,7 +14,7 @@ from .commands_device import Provider
 if TYPE_CHECKING:
     from sdgm_edge.runtime import Footprint, VariantFootprint
 
-_BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _UNTOLD = "not told here"
 
@@ -50,10 +50,10 @@ def footprint(
     if markdown and as_json:
         raise UsageError("--markdown and --json both say how to print: leave one out")
     limits = {
-        "--max-rss": None if max_rss is None else _quantity("--max-rss", max_rss, _BYTES, "64MB"),
+        "--max-rss": None if max_rss is None else quantity("--max-rss", max_rss, BYTES, "64MB"),
         "--max-first-token": None
         if max_first_token is None
-        else _quantity("--max-first-token", max_first_token, _SECONDS, "200ms"),
+        else quantity("--max-first-token", max_first_token, _SECONDS, "200ms"),
     }
     if chart is not None:
         _check_chart(chart)
@@ -103,7 +103,7 @@ def prepare(
     )
 
 
-def _quantity(flag: str, text: str, units: dict[str, float], example: str) -> float:
+def quantity(flag: str, text: str, units: dict[str, float], example: str) -> float:
     """Read "64MB" or "200ms" as bytes or seconds."""
     from sdgm_edge.runtime import UsageError
 

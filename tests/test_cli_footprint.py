@@ -102,13 +102,13 @@ def test_misuse_is_told_in_one_line(home: Path, flags: tuple[str, ...], told: st
     ("text", "value"), [("64MB", 64e6), ("64 MiB", 64 << 20), ("1.5gb", 1.5e9), ("3kB", 3e3), ("7B", 7)]
 )
 def test_quantities(text: str, value: float) -> None:
-    assert commands_measure._quantity("-", text, commands_measure._BYTES, "") == value
+    assert commands_measure.quantity("-", text, commands_measure.BYTES, "") == value
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e3MB", "64 M B", "nanMB", "1..5s"])
 def test_other_quantities_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--max-rss: expected a number with one of"):
-        commands_measure._quantity("--max-rss", text, commands_measure._BYTES, "64MB")
+        commands_measure.quantity("--max-rss", text, commands_measure.BYTES, "64MB")
 
 
 def test_a_limit_that_cannot_be_checked_is_not_kept() -> None:

@@ -147,14 +147,14 @@ def test_a_screened_bundle_tells_so_and_runs(export, tmp_path, monkeypatch):
 
 def test_small_heads_are_read_whole_and_large_ones_screened(export, monkeypatch):
     assert export().variants[0].screened is None
-    monkeypatch.setattr(pipeline, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 1)
     monkeypatch.setattr(pipeline, "MAX_INCREASE", 10.0)
     assert export(max_loss_increase=10.0).variants[0].screened is not None
     assert export(max_loss_increase=10.0, head="whole").variants[0].screened is None
 
 
 def test_a_head_that_loses_too_much_is_read_whole_or_refused(export, monkeypatch):
-    monkeypatch.setattr(pipeline, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 1)
     monkeypatch.setattr(pipeline, "MAX_INCREASE", -1.0)
     assert export(max_loss_increase=10.0).variants[0].screened is None
     assert any("the head is read whole" in message for message in export.messages)
