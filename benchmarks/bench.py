@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,10 +34,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from sdgm_edge.export.graph import weights_of
+from sdgm_edge.export.screening import EXACT_WORDS, find_screen
 from sdgm_edge.export.variants import VARIANTS, build, bundle_config
 
 from sdgm_edge.console import cache_folder, format_value, print_table
-from sdgm_edge.models import SDGM, preset
+from sdgm_edge.models import SDGM, ModelConfig, preset
 from sdgm_edge.runtime import Generator, Session, encode_json, write_bundle
 from sdgm_edge.shards import prepare_corpus
 
@@ -47,6 +48,9 @@ SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 ZIPF = 1.3
 """Falls off with the rank of a word as fast as gives its next one 3 to 4 nats, a perplexity of 20 to 50."""
 DEEP = 100_000
+SMALL = 4096
+LARGE = ModelConfig(vocab_size=32_000, num_layers=3, width=512, num_atoms=256, glu_width=1024)
+"""The shape of a model of 23 million parameters, as others of that size are measured."""
 BLOCK, BLOCKS = 64, 150
 MEMORY = """
 import gc, json, psutil, sys
@@ -116,26 +120,31 @@ class Bench:
     def bundle(self, name: str) -> Path:
         """An int8 bundle of a preset, with random weights."""
         if name not in self._bundles:
-            self._bundles[name] = self._write(name)
+            self._bundles[name] = self.write(name, preset(name))
         return self._bundles[name]
 
     def generator(self, name: str) -> Generator:
         """That bundle, loaded."""
-        return Generator.load(self.bundle(name), providers="cpu", threads=1)
+        return load(self.bundle(name))
 
-    def _write(self, name: str) -> Path:
+    def write(self, name: str, config: ModelConfig, bits: int = 8, screened: bool = False) -> Path:
+        """Write a bundle with random weights."""
         torch.manual_seed(0)
-        model = SDGM(preset(name)).eval()
-        weights, config, variant = weights_of(model), model.config, VARIANTS[8]
+        model = SDGM(config).eval()
+        weights, variant = weights_of(model), VARIANTS[bits]
         ranks = torch.randperm(config.vocab_size).numpy() + 1
         weights["bias"] = np.float32(torch.randn(config.vocab_size).numpy() - ZIPF * np.log(ranks))
         if "norm.weight" in weights:
             weights["norm.weight"] /= 2  # random weights are surer than a language lets anyone be
+        plan, screen = variant.plan(weights), None
+        if screened:
+            model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+            screen = find_screen(model, EXACT_WORDS[plan["embedding.weight"]])
         files = {
             "config.json": encode_json(asdict(bundle_config(config))),
-            "tokenizer.json": (self.folder / "tokenizer.json").read_bytes(),
+            "tokenizer.json": self._tokenizer(config.vocab_size),
             "generation_config.json": encode_json({"begin_token": 0, "end_tokens": [], "sampling": SAMPLING}),
-            variant.file: build(config, weights, variant.plan(weights)),
+            variant.file: build(config, weights, plan, screen),
         }
         return write_bundle(
             self.folder / name,
@@ -147,6 +156,18 @@ class Bench:
             golden={"prompt": "", "ids": [], "variants": {}},
             made_with={},
         )
+
+    def _tokenizer(self, vocab_size: int) -> bytes:
+        """That of the text, with tokens that never occur in it up to the size asked for."""
+        told = json.loads((self.folder / "tokenizer.json").read_bytes())
+        vocabulary = told["model"]["vocab"]
+        vocabulary.update({f"Ġw{i}": i for i in range(len(vocabulary), vocab_size)})
+        return json.dumps(told).encode()
+
+
+def load(bundle: Path) -> Generator:
+    """Load a bundle as it is measured."""
+    return Generator.load(bundle, providers="cpu", threads=1)
 
 
 # Measuring
@@ -203,14 +224,14 @@ class Decoding:
     own_cpu: float
 
 
-def decoding(generator: Generator, tokens: int = 256, texts: int = 9) -> Decoding:
-    """Measure `Generator.stream`, with sampling."""
+def decoding(generator: Generator, tokens: int = 256, texts: int = 9, **sampling: Any) -> Decoding:
+    """Measure `Generator.stream`, sampling as the bundle does unless told otherwise."""
     engine = generator.engine
     plain = engine._session
     rounds = []
     for seed in range(texts + 1):
         engine._session = timed = Timed(plain)
-        took = spent(partial(drain, generator.stream("The", seed=seed, max_new_tokens=tokens)))
+        took = spent(partial(drain, generator.stream("The", seed=seed, max_new_tokens=tokens, **sampling)))
         wall, cpu = sum(run.wall for run in timed.runs), sum(run.cpu for run in timed.runs)
         rounds.append([s / tokens for s in (took.wall, took.cpu, took.wall - wall, took.cpu - cpu)])
     engine._session = plain
@@ -340,14 +361,14 @@ def presets(bench: Bench) -> Iterator[Figure]:
     """The presets side by side."""
     for name in EDGE:
         path = bench.bundle(name)
-        load = partial(bench.generator, name)
+        opening = partial(bench.generator, name)
         start = partial(python, "-m", "sdgm_edge", "generate", "-m", str(path), "-p", "The", "-n", "1")
         size = sum(file.stat().st_size for file in path.iterdir())
-        cost = decoding(load())
+        cost = decoding(opening())
         for what, measured, unit in (
             ("bundle", size / 1e6, "MB"),
-            ("state", 4 * load().bundle.config.state_size / 1024, "KB"),
-            ("load", microseconds([load] * 5) / 1e3, "ms"),
+            ("state", 4 * opening().bundle.config.state_size / 1024, "KB"),
+            ("load", microseconds([opening] * 5) / 1e3, "ms"),
             ("first token of a new process", microseconds([start] * 5) / 1e3, "ms"),
             ("generating", 1 / cost.wall, "tokens/s"),
             ("generating, by processor time", 1 / cost.cpu, "tokens/s"),
@@ -356,8 +377,36 @@ def presets(bench: Bench) -> Iterator[Figure]:
             yield Figure("presets", f"{name} int8, {what}", measured, unit)
 
 
+def large(bench: Bench) -> Iterator[Figure]:
+    """23 million parameters, 32,000 words: one core's processor time, and what of it the head takes."""
+    for bits, name in ((8, "int8"), (4, "4 bits")):
+        small = load(bench.write(f"body-{bits}", replace(LARGE, vocab_size=SMALL), bits))
+        body = decoding(small, temperature=0)
+        for screened in (False, True):
+            path = bench.write(f"large-{bits}-{screened}", LARGE, bits, screened)
+            generator = load(path)
+            model = f"{name}, head {'screened' if screened else 'read whole'}"
+            size = (path / VARIANTS[bits].file).stat().st_size
+            yield Figure("large", f"{model}, graph", size / 1e6, "MB")
+            for how, sampling in (("greedy", {"temperature": 0}), ("top_p 0.95", {})):
+                cost = decoding(generator, **sampling)
+                what = f"{model}, {how}"
+                rate = 1 / cost.cpu
+                if screened:
+                    yield Figure.at_least("large", what, rate, "tokens/s", 2100)
+                else:
+                    yield Figure("large", what, rate, "tokens/s")
+                inside = body.cpu - body.own_cpu
+                for part, seconds in (
+                    ("body", inside),
+                    ("head", cost.cpu - cost.own_cpu - inside),
+                    ("sampling and text", cost.own_cpu),
+                ):
+                    yield Figure("large", f"{what}: {part}", 1e6 * seconds, "µs a token")
+
+
 SECTIONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
-    section.__name__: section for section in (accuracy, speed, flat, prompt, sessions, presets)
+    section.__name__: section for section in (accuracy, speed, flat, prompt, sessions, presets, large)
 }
 
 
