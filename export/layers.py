@@ -41,6 +41,8 @@ class Trace:
     """First position whose logits are asked for, as a vector of one."""
     state: dict[str, ir.Value] = field(default_factory=dict)
     """Pieces of the state by name; each part of the graph puts the next one in the place of what it read."""
+    shared: dict[str, tuple[ir.Value, ...]] = field(default_factory=dict)
+    """What layers compute alike, by a name: the first puts it here."""
 
     def weight(self, name: str) -> ir.Value:
         """Add a weight of the model in float32."""
@@ -133,8 +135,17 @@ def scan(
     for value in (body.op("Add", faded, values[-1]), faded):
         body.output(value.name or "", value, ir.DataType.FLOAT, shapes[0])
     count = len(inputs) + 1
-    axes = {"scan_input_axes": (1,) * count, "scan_output_axes": (1,)}
-    return g.ops(2, "Scan", x, *inputs, b, body=body.graph("body"), num_scan_inputs=count, **axes)[1]
+    return g.ops(
+        2,
+        "Scan",
+        x,
+        *inputs,
+        b,
+        body=body.graph("body"),
+        num_scan_inputs=count,
+        scan_input_axes=(1,) * count,
+        scan_output_axes=(1,),
+    )[1]
 
 
 def gated_unit(t: Trace, layer: int, x: ir.Value) -> ir.Value:

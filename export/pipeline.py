@@ -61,6 +61,7 @@ def export_run(
     bits: Iterable[int] = (32,),
     *,
     head: str = "auto",
+    drafts: bool = False,
     force: bool = False,
     max_loss_increase: float = MAX_LOSS_INCREASE,
     single_file: bool = False,
@@ -70,8 +71,9 @@ def export_run(
 
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
     run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
-    where that loses nearly nothing. `force` writes variants that lose more than `max_loss_increase`,
-    relative, in bits per byte. `progress` is told what is being done.
+    where that loses nearly nothing. `drafts`: in 8 bits activations are rounded token by token, so that
+    drafts can be checked exactly, and heads are read whole. `force` writes variants that lose more than
+    `max_loss_increase`, relative, in bits per byte. `progress` is told what is being done.
 
     Raises:
         UsageError: `bits`, `head` or `max_loss_increase` make no sense.
@@ -96,6 +98,11 @@ def export_run(
             f"head: expected 8 or 4 among the bits for a screened head, got {sorted(wanted)}; "
             "floats are there to be exact: ask for --bits 8 too, or leave --head out"
         )
+    if drafts and head == "screened":
+        raise UsageError(
+            "drafts: expected a head that is read whole, as a preview of several tokens differs from that of "
+            "one, got head='screened'; leave one of the two out"
+        )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
     if not isinstance(run.model, SDGM):
@@ -112,8 +119,11 @@ def export_run(
             f"head: expected a head without a pointer to screen, got copy_window = {run.config.copy_window}; "
             "leave --head out: a head that points is read whole"
         )
+    head = "whole" if drafts else head
     exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
-    passed = exporter.pass_gates([variant for variant in VARIANTS.values() if variant.bits in wanted])
+    exporter.eight = "rows8" if drafts else "q8"
+    variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
+    passed = exporter.pass_gates([variant.by_rows() if drafts else variant for variant in variants])
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
 
@@ -132,6 +142,9 @@ class _Passed:
 
 class _Exporter:
     """One run on its way into a bundle."""
+
+    eight: Precision = "q8"
+    """How a matrix is held that must be raised from 4 bits."""
 
     def __init__(
         self, run: Run, model: SDGM, head: str, limit: float, force: bool, progress: Callable[[str], None]
@@ -181,7 +194,9 @@ class _Exporter:
         plan = variant.plan(self.weights)
         found = attempt(plan)
         if variant.bits == 4 and not found.accuracy.within:
-            mixed = mixed_precision(self.model, self.weights, plan, self.tokens, attempt, self.progress)
+            mixed = mixed_precision(
+                self.model, self.weights, plan, self.tokens, attempt, self.progress, self.eight
+            )
             found = mixed if mixed.accuracy.within else found
         if not (found.accuracy.within or self.force):
             raise refuse(variant.name, found.accuracy)

@@ -43,15 +43,16 @@ def mixed_precision(
     tokens: Sequence[int],
     attempt: Callable[[dict[str, Precision]], Found],
     progress: Callable[[str], None],
+    eight: Precision = "q8",
 ) -> Found:
     """Return the plan with the fewest matrices at 8 bits that stays within the limit, or failing that all 8.
 
-    `attempt` builds and scores a plan.
+    `attempt` builds and scores a plan; `eight` is the precision of 8 bits.
     """
     order = sensitivity(model, weights, plan, tokens, progress)
 
     def raised(count: int) -> Found:
-        chosen: dict[str, Precision] = {**plan, **dict.fromkeys(order[:count], "q8")}
+        chosen: dict[str, Precision] = {**plan, **dict.fromkeys(order[:count], eight)}
         found = attempt(chosen)
         progress(f"q4: {count} of {len(order)} matrices at 8 bits lose {found.accuracy.loss_increase:.2%}")
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -47,6 +47,13 @@ class Variant:
         """Return the precision of every matrix."""
         names = matrix_names(weights)
         return {name: self.embedding if name == "embedding.weight" else self.matrices for name in names}
+
+    def by_rows(self) -> Variant:
+        """Return the same with products that round each token's activations by themselves.
+
+        Several tokens at once then give, bit for bit, what they give one by one: drafts can be checked.
+        """
+        return replace(self, matrices="rows8", embedding="rows8") if self.bits == 8 else self
 
 
 VARIANTS = {

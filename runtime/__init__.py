@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from .bundle import Bundle, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
     from .contexts import ContextCost, measure_context
+    from .draft import Drafted
     from .engine import Blend, Engine
-    from .footprint import Footprint, VariantFootprint, measure_footprint, measure_memory
+    from .footprint import Footprint, VariantFootprint, machine, measure_footprint, measure_memory
     from .generation import Generation, Stream, Timing
     from .generator import Generator, TokenLogprob
     from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
@@ -65,10 +66,12 @@ _LAZY = {
     "encode_arrays": "container",
     "ContextCost": "contexts",
     "measure_context": "contexts",
+    "Drafted": "draft",
     "Blend": "engine",
     "Engine": "engine",
     "Footprint": "footprint",
     "VariantFootprint": "footprint",
+    "machine": "footprint",
     "measure_footprint": "footprint",
     "measure_memory": "footprint",
     "Generation": "generation",
@@ -129,6 +132,7 @@ __all__ = [
     "ContextCost",
     "CorpusError",
     "DivergedError",
+    "Drafted",
     "Engine",
     "ExportError",
     "Footprint",
@@ -176,6 +180,7 @@ __all__ = [
     "encode_json",
     "heal",
     "measure_context",
+    "machine",
     "measure_footprint",
     "measure_memory",
     "measure_speed",

@@ -58,6 +58,7 @@ class Engine:
         self._where = where
         self._session = self.opened.session
         self._device = "cuda" if self.opened.provider == "cuda" else None
+        self._differs: dict[int, float] = {}
         self._check_contract()
 
     def zeros(self) -> State:
@@ -87,10 +88,39 @@ class Engine:
         logits_BTV, state = self._run(_STEP, feeds)
         return logits_BTV[0, -1], state
 
-    def all(self, ids: Sequence[int], state: State) -> tuple[Floats, State]:
-        """Feed 1 to `chunk` tokens: logits after each, (T, V), and the next state."""
-        logits_BTV, state = self._run(_STEP, {"ids": np.array([ids], np.int64), "state": state})
+    def all(self, ids: Sequence[int], state: State, start: int = 0) -> tuple[Floats, State]:
+        """Feed 1 to `chunk` tokens: logits after each from `start` on, (T − start, V), and the next state."""
+        feeds = {"ids": np.array([ids], np.int64), "state": state}
+        if start:
+            feeds["start"] = np.array(start, np.int64)
+        logits_BTV, state = self._run(_STEP, feeds)
         return logits_BTV[0], state
+
+    def differs(self, most: int) -> float:
+        """How far logits and state are off where 2 to `most` tokens are run at once, and not one by one.
+
+        0 is bit for bit the same: whether it is depends on the graph and on the kernels that this processor
+        gets, so it is tried, once.
+        """
+        if most not in self._differs:
+            ids = [int(i) for i in np.random.default_rng(0).integers(0, self.config.vocab_size, 2 * most)]
+            _, state = self.last(ids[:most], self.zeros())
+            singles, after, worst = [], state, 0.0
+            for count, token in enumerate(ids[most:], 1):
+                logits_V, after = self.last([token], after)
+                singles.append(logits_V)
+                if count > 1:
+                    together = ids[most : most + count]
+                    rows_TV, at_once = self.all(together, state)
+                    last_V, _ = self.last(together, state)
+                    worst = max(
+                        worst,
+                        _difference(rows_TV, np.stack(singles)),
+                        _difference(last_V, logits_V),
+                        _difference(self.download(at_once), self.download(after)),
+                    )
+            self._differs[most] = worst
+        return self._differs[most]
 
     def mixing(self, ids: Sequence[int], state: State) -> tuple[Floats, State]:
         """Feed 1 to `chunk` tokens: the mixing vector of each, (T, M), and the next state."""
@@ -160,6 +190,14 @@ class Engine:
             if number != kind_of_number or not fits:
                 expected = f"{kind_of_number} {[known.get(letter, letter) for letter in letters]}"
                 raise invalid(self._where, f"{kind} {name} of the graph", expected, f"{number} {shape}")
+
+
+def _difference(a: Floats, b: Floats) -> float:
+    """max |a − b|; 0 only where they are the same, infinities included."""
+    if np.array_equal(a, b):
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
 
 
 _STEP, _MIXING = ["logits", "next_state"], ["mixing", "next_state"]

@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 
+from .draft import Drafted, Drafter
 from .engine import Floats
 from .mixture import Mixture
 from .parameters import SamplingParams
@@ -59,6 +60,8 @@ class Generation:
     """The stop text that was met."""
     timing: Timing
     """How long it took."""
+    drafted: Drafted | None = None
+    """What drafts did, where `draft` asked for them."""
 
     @property
     def logprobs(self) -> list[float]:
@@ -114,6 +117,8 @@ class Stream(Iterator[str]):
         self._finish_reason = "unfinished"
         self._stop: str | None = None
         self._prompt_tokens, self._prompt_seconds, self._seconds = 0, 0.0, 0.0
+        self._drafter: Drafter | None = None
+        self._proposed = self._accepted = 0
         self._steps = self._generate(ids)
 
     def __next__(self) -> str:
@@ -144,7 +149,13 @@ class Stream(Iterator[str]):
                 new_tokens=len(tokens),
                 seconds=self._seconds,
             ),
+            drafted=self._drafted(len(tokens)),
         )
+
+    def _drafted(self, count: int) -> Drafted | None:
+        if not self._params.draft:
+            return None
+        return Drafted(proposed=self._proposed, accepted=self._accepted, calls=count - self._accepted)
 
     def _text(self) -> TokenStream:
         return TokenStream(self._vocabulary, self._params.stop, skip=self._removed, continues=self._continues)
@@ -152,6 +163,8 @@ class Stream(Iterator[str]):
     def _generate(self, ids: Iterable[int]) -> Generator[str, None, None]:
         started = time.perf_counter()
         session, params, end_tokens = self._session, self._params, self._end_tokens
+        if params.draft:
+            self._drafter = Drafter(session.vocab_size, session.tokens)
         self._read(iter(ids))
         sampler = Sampler(params, session.vocab_size, session.tokens)
         self._continues = session.position > 0
@@ -162,10 +175,14 @@ class Stream(Iterator[str]):
                 break
             if draw is not None:
                 session.blend(params.prior_strength, draw, look=params.prior_mode == "posterior")
+            if self._drafter is not None and not session.looks_ahead:
+                self._look(self._drafter, params.max_new_tokens - step)
             allowed = self._vocabulary.mask.allowed(removed) if removed else None
             sampled = sampler.sample(session.logits, allowed)
             token = sampled.token
-            session.push(token)
+            self._accepted += session.push(token)
+            if self._drafter is not None:
+                self._drafter.push(token)
             self._tokens.append(token)
             if self._sampled is not None:
                 self._sampled.append(sampled)
@@ -196,7 +213,16 @@ class Stream(Iterator[str]):
             if self._cancel is not None and self._cancel():
                 break
             self._session.feed(batch)
+            if self._drafter is not None:
+                self._drafter.extend(batch)
         self._prompt_tokens = self._session.position - before
+
+    def _look(self, drafter: Drafter, left: int) -> None:
+        """Run a draft ahead; together with what is pending, no call takes more than one token and a draft."""
+        session, most = self._session, self._params.draft + 1
+        if pending := session.num_pending:
+            draft = drafter.propose(min(most - pending, left - 1))
+            self._proposed += session.look(draft)
 
     def _draw(self) -> Callable[[Floats | None], Floats] | None:
         mixture, params = self._mixture, self._params

@@ -30,7 +30,8 @@ from .mixture import Mixture
 from .parameters import SamplingParams
 from .prepared import prepare
 from .scoring import Score, score_chunks, token_nlls
-from .session import HISTORY, RECENT, Identity, Segment, Session, load_session
+from .session import HISTORY, Segment, Session, load_session
+from .state_file import RECENT, Identity
 from .text import Vocabulary
 from .text import heal as take_back
 
@@ -308,7 +309,18 @@ class Generator:
             )
         if params.prior_strength:
             self._mixture("prior_strength")
+        if params.draft:
+            self._check_draft(params.draft)
         return params
+
+    def _check_draft(self, draft: int) -> None:
+        most = min(draft + 1, self.engine.chunk)
+        if off := self.engine.differs(most):
+            raise ParameterError(
+                f"draft: expected a graph that gives for {most} tokens at once what it gives one by one, got "
+                f"one ({self.variant} on {self.provider}) that is off by {off:.2g}: the text would change; "
+                "leave draft out, or export the bundle again with --drafts"
+            )
 
     def _mixture(self, asked_for: str) -> Mixture:
         if self.bundle.mixture is None:

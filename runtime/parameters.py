@@ -72,6 +72,7 @@ _INTEGERS: dict[str, tuple[int, float, str]] = {
     "top_k": (0, math.inf, "0 keeps all tokens"),
     "repetition_window": (1, 65536, "256 is usual"),
     "no_repeat_ngram_size": (0, math.inf, "0 is off"),
+    "draft": (0, 64, "0 is off, 16 is usual"),
     "seed": (0, 2**64 - 1, "None draws a fresh seed"),
     "logprobs": (0, 1000, "None is off"),
 }
@@ -120,6 +121,8 @@ class SamplingParams:
     """The same seed and the same logits give the same tokens; None draws a fresh seed."""
     logprobs: int | None = None
     """How many likeliest alternatives to report per token; 0: the token alone, None: off."""
+    draft: int = 0
+    """How many tokens to guess at most and check in one call, where the text repeats itself; 0 is off."""
     prior_strength: float = 0.0
     """η from 0 to 1: how far mixing vectors move to a draw from the mixture; 0 is the plain model."""
     prior_mode: str = "posterior"
@@ -157,6 +160,9 @@ class SamplingParams:
             raise refuse("no_repeat_ngram_size", expected, size, "lengthen the window or shorten the n-gram")
         if clash := set(self.banned_tokens) & set(self.forced_tokens):
             raise refuse("forced_tokens", "no banned token", min(clash), "take it out of one of the two")
+        if self.draft and self.prior_strength:
+            expected = "0 beside prior_strength, whose draws for a token wait for the one before"
+            raise refuse("draft", expected, self.draft, "leave one of them out")
         if self.prior_mode not in ("posterior", "prior"):
             raise refuse("prior_mode", "'posterior' or 'prior'", self.prior_mode, "'prior' ignores context")
         if self.prior_strength == 0 and (self.steer is not None or self.prior_mode == "prior"):

@@ -13,8 +13,6 @@ one are run together, and the last token of a text costs nothing.
               they were run before, so that a loaded session can be rewound a little too
 """
 
-import hashlib
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -24,33 +22,16 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from .atomic import replacing
 from .container import shown
 from .encoding import encode
 from .engine import Blend, Engine, Floats, State
 from .errors import ParameterError, StateError
+from .state_file import MOST_HISTORY, RECENT, Identity, Saved, read_state, write_state
 
 HISTORY = 64
 """Tokens that a session can be rewound by, unless it is made with another number."""
 SAVED_HISTORY = 16
 """Tokens that a session can be rewound by after it was saved and loaded: so many are run again on loading."""
-RECENT = 1024
-"""Tokens that a session remembers for penalties on repetition."""
-MOST_HISTORY = 4096
-
-_MAGIC, _VERSION = b"SDGMSTAT", 1
-# magic, version, model, variant, position, numbers of segments, ids, recent and drawn, η
-_HEADER = struct.Struct("<8sI32s8sQ4If")
-_DIGEST = 32
-
-
-class Identity(NamedTuple):
-    """What a state belongs to."""
-
-    model_id: str
-    """sha256 of the model, in hexadecimal."""
-    variant: str
-    """Name of the variant."""
 
 
 class Segment(NamedTuple):
@@ -72,6 +53,17 @@ class _Shared(NamedTuple):
     """By how many of its tokens were run: logits after them, and the state."""
 
 
+class _Ahead(NamedTuple):
+    """Tokens that were run after the text, and are no part of it yet."""
+
+    ids: list[int]
+    """At least one."""
+    logits_TV: Floats
+    """What comes after each."""
+    end: State
+    """The state after all."""
+
+
 class Session:
     """One sequence; made by `Generator.session()`. A session belongs to one thread at a time."""
 
@@ -86,10 +78,7 @@ class Session:
         position: int = 0,
         recent: Iterable[int] = (),
     ) -> None:
-        if type(history) is not int or not 0 <= history <= MOST_HISTORY:
-            raise ParameterError(
-                f"history: expected 0 to {MOST_HISTORY} tokens, got {shown(history)}; 64 is usual"
-            )
+        _check_history(history)
         self._engine, self._tokenizer, self._identity = engine, tokenizer, identity
         self._history, self._position = history, position
         self._segments = deque(segments)
@@ -97,6 +86,7 @@ class Session:
         self._recent = deque(recent, maxlen=RECENT + history + engine.chunk)
         self._after: State | None = None  # the state after the last segment, once it is known
         self._logits_V: Floats | None = None  # likewise its logits
+        self._ahead: _Ahead | None = None
         self._shared: _Shared | None = None
 
     @property
@@ -142,9 +132,43 @@ class Session:
             self._append(self._checked(batch))
         return self._position - before
 
-    def push(self, token: int) -> None:
-        """Append one token that a sampler chose."""
-        self._append([token])
+    def push(self, token: int) -> bool:
+        """Append one token that a sampler chose; true where it had been looked ahead to."""
+        ahead = self._ahead
+        if ahead is None or ahead.ids[0] != token:
+            self._append([token])
+            return False
+        self._segments[-1] = Segment(self._segments[-1].state, [*self._segments[-1].ids, token])
+        self._count([token])
+        self._logits_V = ahead.logits_TV[0]
+        if len(ahead.ids) > 1:
+            self._ahead = _Ahead(ahead.ids[1:], ahead.logits_TV[1:], ahead.end)
+        else:
+            self._ahead, self._after = None, ahead.end
+        return True
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether tokens were run ahead that may still come."""
+        return self._ahead is not None
+
+    def look(self, ids: list[int]) -> int:
+        """Run tokens ahead of the text, together with what is pending, in one call.
+
+        If they are pushed next, one after another, what comes after each is known. How many were run: fewer
+        than `ids` where a call takes no more, none where the last token was blended.
+        """
+        state, pending, blend = self._segments[-1]
+        ids = ids[: self._engine.chunk - len(pending)] if blend is None else []
+        if ids:
+            logits_TV, end = self._engine.all([*pending, *ids], state, start=len(pending) - 1)
+            self._logits_V, self._ahead = logits_TV[0], _Ahead(ids, logits_TV[1:], end)
+        return len(ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that the next call runs: those whose state is not known."""
+        return len(self._segments[-1].ids) if self._after is None else 0
 
     def fork(self) -> "Session":
         """A session that stands where this one stands, and goes its own way."""
@@ -173,7 +197,7 @@ class Session:
             )
         if count == 0:
             return
-        left = count
+        left, self._ahead = count, None
         while left >= len(self._segments[-1].ids):
             segment = self._segments.pop()
             left -= len(segment.ids)
@@ -197,7 +221,7 @@ class Session:
         state, ids, _ = self._segments[-1]
         c_M = self._engine.mixing(ids, state)[0][0] if look else None
         self._segments[-1] = Segment(state, ids, Blend(strength, draw(c_M)))
-        self._after = self._logits_V = None
+        self._after = self._logits_V = self._ahead = None
 
     def save(self, path: str | Path, *, history: int = SAVED_HISTORY) -> None:
         """Write the state file: a few kilobytes, bound to the model, replaced as a whole or not at all.
@@ -210,36 +234,33 @@ class Session:
             if kept and (segment.blend or sum(len(s.ids) for s in kept) > history):
                 break
             kept.insert(0, segment)
-        lengths, ids, recent = [len(s.ids) for s in kept], [i for s in kept for i in s.ids], self.tokens
-        strength, drawn_M = kept[-1].blend or Blend(0.0, np.zeros(0, np.float32))
-        header = _HEADER.pack(
-            _MAGIC, _VERSION, bytes.fromhex(self._identity.model_id), self._identity.variant.encode(),
-            self._position, len(lengths), len(ids), len(recent), len(drawn_M), strength,
-        )  # fmt: skip
-        state_S = self._engine.download(kept[0].state).astype("<f4")
-        integers = np.array(lengths + ids + recent, "<u4")
-        body = b"".join((header, state_S.tobytes(), integers.tobytes(), drawn_M.astype("<f4").tobytes()))
-        with replacing(Path(path), StateError) as file:
-            file.write(body + hashlib.sha256(body).digest())
+        runs, state_S = [segment.ids for segment in kept], self._engine.download(kept[0].state)
+        saved = Saved(self._position, state_S, runs, self.tokens, kept[-1].blend)
+        write_state(Path(path), self._identity, saved)
 
     def _append(self, ids: list[int]) -> None:
-        place, count = 0, len(ids)
+        place, count, self._ahead = 0, len(ids), None
         while place < count:
             tail = self._segments[-1]
-            pending = self._after is None and self._logits_V is None and tail.blend is None
+            pending = self._after is None and tail.blend is None
             if pending and (room := self._engine.chunk - len(tail.ids)) > 0:
                 taken = ids[place : place + room]
                 self._segments[-1] = Segment(tail.state, tail.ids + taken)
             else:
                 taken = ids[place : place + self._engine.chunk]
                 self._segments.append(Segment(self._state(), taken))
-                self._after = self._logits_V = None
+                self._after = None
+            self._logits_V = None
             place += len(taken)
-            self._held += len(taken)
-            # One token more than the history stays, so that logits can always be computed again.
-            while self._held - len(self._segments[0].ids) > self._history:
-                self._held -= len(self._segments.popleft().ids)
-        self._position += count
+            self._count(taken)
+
+    def _count(self, ids: list[int]) -> None:
+        """Note tokens that the last segment took."""
+        self._held += len(ids)
+        # One token more than the history stays, so that logits can always be computed again.
+        while self._held - len(self._segments[0].ids) > self._history:
+            self._held -= len(self._segments.popleft().ids)
+        self._position += len(ids)
         self._recent.extend(ids)
 
     def _checked(self, ids: list[int]) -> list[int]:
@@ -295,55 +316,16 @@ def load_session(
     Raises:
         StateError: it is missing, damaged, of another version, or of another model.
     """
-    config, again = engine.config, "save the session again"
-    most = config.state_size + 2 * (MOST_HISTORY + config.chunk) + RECENT + config.mixing_size
-    data = _read(path, _HEADER.size + 4 * most + _DIGEST)
-    if data[: len(_MAGIC)] != _MAGIC:
-        raise StateError(f"{path}: not a state file: expected {_MAGIC!r}, got {data[:8]!r}; check the path")
-    if len(data) < _HEADER.size + _DIGEST:
-        least = _HEADER.size + _DIGEST
-        raise StateError(f"{path}: cut: expected at least {least} bytes, got {len(data)}; {again}")
-    fields = _HEADER.unpack_from(data)
-    _, version, model, name, position, num_segments, num_ids, num_recent, num_drawn, strength = fields
-    if version != _VERSION:
-        remedy = "upgrade with: pip install --upgrade sdgm-edge" if version > _VERSION else again
-        raise StateError(f"{path}: another version: expected {_VERSION}, got {version}; {remedy}")
-    if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
-        raise StateError(f"{path}: damaged: its sha256 does not match its content; {again}")
-    if model.hex() != identity.model_id:
-        raise StateError(
-            f"{path}: of another model: expected {identity.model_id[:16]}…, got {model.hex()[:16]}…; "
-            "load it with the bundle that it was saved with"
-        )
-    variant = name.rstrip(b"\0").decode("ascii", "replace")
-    if variant != identity.variant:
-        expected, got = identity.variant, shown(variant)
-        remedy = f"load the bundle with variant={got}"
-        raise StateError(f"{path}: of another variant: expected {expected}, got {got}; {remedy}")
-    counts = (config.state_size, num_segments, num_ids, num_recent, num_drawn)
-    if len(data) != _HEADER.size + 4 * sum(counts) + _DIGEST or num_drawn not in (0, config.mixing_size):
-        raise StateError(f"{path}: of another shape: expected lengths that add up, got {counts}; {again}")
-    numbers = np.frombuffer(data, "<u4", sum(counts), _HEADER.size)
-    state, lengths, ids, recent, drawn = np.split(numbers, np.cumsum(counts[:-1]))
-    floats_S, drawn_M = state.view("<f4").astype(np.float32), drawn.view("<f4").astype(np.float32)
-    if not (np.isfinite(floats_S).all() and np.isfinite(drawn_M).all() and 0 <= strength <= 1):
-        raise StateError(f"{path}: expected finite numbers, got NaN or infinity; {again}")
-    fits = num_segments and lengths.min() > 0 and lengths.max() <= config.chunk and lengths.sum() == num_ids
-    if not fits or max(ids.max(), recent.max(initial=0)) >= config.vocab_size:
-        raise StateError(
-            f"{path}: expected tokens below {config.vocab_size} in short runs, got others; {again}"
-        )
+    saved = read_state(path, identity, engine.config)
     segments: list[Segment] = []
-    before = engine.upload(floats_S)
-    for run in np.split(ids, np.cumsum(lengths[:-1])):
+    before = engine.upload(saved.state_S)
+    for run in saved.runs:
         if segments:
             _, before = engine.last(segments[-1].ids, before)
-        segments.append(Segment(before, run.tolist()))
-    if num_drawn:
-        segments[-1] = segments[-1]._replace(blend=Blend(strength, drawn_M))
-    return Session(
-        engine, tokenizer, identity, segments, history=history, position=position, recent=recent.tolist()
-    )
+        segments.append(Segment(before, run))
+    segments[-1] = segments[-1]._replace(blend=saved.blend)
+    position, recent = saved.position, saved.recent
+    return Session(engine, tokenizer, identity, segments, history=history, position=position, recent=recent)
 
 
 def _check_history(history: int) -> None:
@@ -351,16 +333,3 @@ def _check_history(history: int) -> None:
         raise ParameterError(
             f"history: expected 0 to {MOST_HISTORY} tokens, got {shown(history)}; 64 is usual"
         )
-
-
-def _read(path: Path, cap: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(cap + 1)
-    except OSError as e:
-        raise StateError(
-            f"{path}: cannot be read: {e.strerror or e}; check the path and its permissions"
-        ) from e
-    if len(data) > cap:
-        raise StateError(f"{path}: too large for this model: expected at most {cap} bytes; check the path")
-    return data

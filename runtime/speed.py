@@ -32,7 +32,8 @@ from .errors import ParameterError
 from .footprint import PROMPT, VariantFootprint, measure_footprint
 from .generator import Generator
 from .sampling import Sampler
-from .session import Identity, Segment, Session
+from .session import Segment, Session
+from .state_file import Identity
 from .text import TokenStream
 
 TEXT_TOKENS = 256

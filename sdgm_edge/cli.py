@@ -20,6 +20,7 @@ from . import (
     commands_compare,
     commands_device,
     commands_measure,
+    commands_plan,
     commands_probe,
     console,
 )
@@ -212,6 +213,9 @@ def export(
         str,
         typer.Option(help="whole; screened: not read whole (8 and 4 bits); auto: screened if large."),
     ] = "auto",
+    drafts: Annotated[
+        bool, typer.Option("--drafts", help="Round int8 token by token, so that it can be drafted exactly.")
+    ] = False,
     max_loss_increase: Annotated[
         str, typer.Option(help="Most that a variant may lose in bits per byte on held-out text.")
     ] = "1%",
@@ -229,6 +233,7 @@ def export(
         out,
         [*(bits or []), *([8] if quantize else [])] or [32],
         head=head,
+        drafts=drafts,
         force=force,
         max_loss_increase=_share(max_loss_increase),
         single_file=single_file,
@@ -275,6 +280,7 @@ for command in (
     commands_device.generate,
     commands_device.verify,
     commands_device.inspect,
+    commands_plan.plan,
     commands_bench.bench,
     commands_measure.footprint,
     commands_measure.prepare,

@@ -73,6 +73,12 @@ def generate(
     candidates: Annotated[
         int, typer.Option("--candidates", "-c", help="Texts to generate, with seeds that follow each other.")
     ] = 1,
+    draft: Annotated[
+        int | None,
+        typer.Option(
+            help="Guess so many tokens where the text repeats itself, and check them at once; 0: off."
+        ),
+    ] = None,
     prior_strength: Annotated[
         float | None, typer.Option(help="0 to 1: how far to move to draws from the mixture.")
     ] = None,
@@ -115,6 +121,7 @@ def generate(
         stop=stop or None,
         seed=seed,
         logprobs=0 if as_json and logprobs is None else logprobs,
+        draft=draft,
         prior_strength=prior_strength,
         prior_mode=prior_mode,
         steer=None if steer is None else _steering(steer),
@@ -142,6 +149,8 @@ def generate(
             timing.tokens_per_second,
             generation.finish_reason,
         )
+        if drafted := generation.drafted:
+            log.info("%d of %d drafted tokens were right", drafted.accepted, drafted.proposed)
         if as_json:
             console.print_json_line(_record(generator, generation, (seed + number) % 2**64))
         elif candidates != 1:
@@ -188,6 +197,7 @@ def _record(generator: "Generator", generation: "Generation", seed: int) -> dict
         "model": str(generator.bundle.path),
         "variant": generator.variant,
         "provider": generator.provider,
+        "drafted": None if generation.drafted is None else dataclasses.asdict(generation.drafted),
         "timing": {**dataclasses.asdict(timing), "tokens_per_second": timing.tokens_per_second},
     }
 

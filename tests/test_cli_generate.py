@@ -53,6 +53,16 @@ def told(folder: Path, *arguments: object, stdin: bytes | None = None) -> dict[s
     return result
 
 
+def test_drafts_change_no_text_and_are_told(home: Path, generator: Generator) -> None:
+    prompt, params = "Once upon Once upon Once upon", ("-n", 60, "-s", 1, "--temp", 0.2)
+    plain = told(home, "-p", prompt, *params)
+    drafted = told(home, "-p", prompt, *params, "--draft", 8)
+    assert drafted["tokens"] == plain["tokens"]
+    assert plain["drafted"] is None
+    assert drafted["drafted"].keys() == {"proposed", "accepted", "calls"}
+    assert drafted["drafted"]["calls"] == 60 - drafted["drafted"]["accepted"]
+
+
 def test_text_alone_on_stdout(home: Path, generator: Generator) -> None:
     done = generate(home, "-p", "Once upon", "-n", 20, "-s", 1)
     assert (done.returncode, done.stderr) == (0, b"")

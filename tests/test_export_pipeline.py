@@ -21,6 +21,7 @@ from sdgm_edge.runtime import (
     BundleError,
     ExportError,
     Generator,
+    ParameterError,
     ParityError,
     RunError,
     UsageError,
@@ -67,6 +68,20 @@ def test_an_export_runs_verifies_and_scores_like_torch(export, tmp_path, name):
     int8 = Generator.load(tmp_path / "b", "int8", providers="cpu").score(run.heldout)
     recorded = next(v for v in report.variants if v.name == "int8").accuracy
     assert int8.nll / got.nll - 1 == pytest.approx(recorded.loss_increase, abs=1e-7)
+
+
+def test_with_drafts_every_variant_for_devices_can_be_drafted(export, tmp_path):
+    text = {"prompt": "Once upon a time. Once upon", "temperature": 0, "max_new_tokens": 60}
+    export(tmp_path / "b", (32, 8, 4), drafts=True)
+    assert verify(tmp_path / "b", providers="cpu").ok
+    for variant in ("fp32", "int8", "q4"):
+        gen = Generator.load(tmp_path / "b", variant, providers="cpu")
+        assert gen.generate(draft=8, **text).tokens == gen.generate(**text).tokens
+    export(tmp_path / "plain", (8,))
+    with pytest.raises(ParameterError, match=r"draft: .* export the bundle again with --drafts"):
+        Generator.load(tmp_path / "plain", providers="cpu").generate(draft=8, **text)
+    with pytest.raises(UsageError, match="drafts: expected a head that is read whole"):
+        export(tmp_path / "b", (8,), drafts=True, head="screened")
 
 
 def test_only_what_is_asked_for_is_in_the_bundle(export, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdgm_edge.runtime.session import HISTORY, RECENT, SAVED_HISTORY
+from sdgm_edge.runtime.session import HISTORY, SAVED_HISTORY
+from sdgm_edge.runtime.state_file import RECENT
 
 from sdgm_edge.runtime import Generator, ParameterError, StateError
 
