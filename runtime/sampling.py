@@ -28,6 +28,9 @@ from .parameters import SamplingParams, refuse
 
 __all__ = ["Sampled", "Sampler", "SamplingParams"]
 
+_MANY = 1024
+"""Weights from here on are sorted by order of magnitude first."""
+
 Floats = NDArray[np.floating[Any]]
 Choice = NDArray[np.integer[Any]] | NDArray[np.bool_]
 
@@ -172,12 +175,8 @@ class Sampler:
                 return _draw(weights_V, self._rng.random())
             weights = np.exp((x_V[ids].astype(np.float64) - top) / p.temperature)
         if p.top_p < 1:
-            falling = np.sort(weights)[::-1]
-            mass = falling.cumsum()
-            count = int(mass.searchsorted(p.top_p * (mass[-1] if total is None else total))) + 1
-            if count < len(weights):
-                kept = _from(falling[count - 1], weights, count)
-                ids, weights = ids[kept], weights[kept]
+            kept = _nucleus(weights, p.top_p * (float(weights.sum()) if total is None else total))
+            ids, weights = ids[kept], weights[kept]
         if p.min_p > 0:
             heavy = weights >= p.min_p  # the likeliest weighs 1
             ids, weights = ids[heavy], weights[heavy]
@@ -210,6 +209,30 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
     if count == 0:
         return np.arange(0)
     return _from(np.partition(values, len(values) - count)[len(values) - count], values, count)
+
+
+def _nucleus(weights: Floats, mass: float) -> NDArray[np.intp]:
+    """Places of the fewest largest weights that make up `mass`, in rising order; all, where none do.
+
+    Weights lie in (0, 1]. Of many only those are sorted among which the sum passes: those of one binary order
+    of magnitude, or an eighth of one.
+    """
+    first, before, some = 0, 0.0, weights
+    if len(weights) > _MANY:
+        # Of a positive float64 the upper bits are its order of magnitude; 1 comes first.
+        order = ((np.float64(1).view(np.int64) - weights.view(np.int64)) >> 49).astype(np.int64)
+        sums = np.bincount(order, weights).cumsum()
+        crossing = int(sums.searchsorted(mass))
+        if crossing < len(sums):
+            some = weights[order == crossing]
+            first = int(np.count_nonzero(order < crossing))
+            before = float(sums[crossing - 1]) if crossing else 0.0
+    falling = np.sort(some)[::-1]
+    inside = int((before + falling.cumsum()).searchsorted(mass)) + 1
+    if inside > len(falling) and len(some) == len(weights):
+        return np.arange(len(weights))
+    inside = min(inside, len(falling))  # rounding may have put the sum of its parts a little lower
+    return _from(falling[inside - 1], weights, first + inside)
 
 
 def _from(floor: np.floating[Any], values: Floats, count: int) -> NDArray[np.intp]:

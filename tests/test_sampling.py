@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sdgm_edge.runtime.errors import ParameterError, StateError
-from sdgm_edge.runtime.sampling import Sampler, SamplingParams, _draw, _largest, _passes, _Window
+from sdgm_edge.runtime.sampling import Sampler, SamplingParams, _draw, _largest, _nucleus, _passes, _Window
 
 LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0, 0.5], np.float32)
 NEGLIGIBLE = (
@@ -460,3 +460,19 @@ def test_draw_never_takes_what_weighs_nothing(weights, uniform, block):
 def test_rounding_at_either_end_of_a_cumulative_sum():
     assert _passes(np.array([0.0, 0.0, 1.0]), -1e-17) == 2
     assert _passes(np.array([1.0, 2.0, 2.0]), 2.0) == 1
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize("spread", [0.05, 1.5, 6.0])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_nucleus_of_many_is_the_one_that_sorting_all_gives(top_p, spread, ties):
+    logits = spread * np.random.default_rng(3).standard_normal(20_000)
+    weights = np.exp(logits - logits.max())
+    if ties:
+        weights = np.exp2(np.round(np.log2(weights)))
+    mass = top_p * weights.sum()
+    order = np.argsort(-weights, kind="stable")
+    count = int(weights[order].cumsum().searchsorted(mass)) + 1
+    found = _nucleus(weights, mass)
+    assert np.array_equal(found, np.sort(order[:count]))
+    assert len(_nucleus(weights, 2 * weights.sum())) == len(weights)
