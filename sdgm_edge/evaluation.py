@@ -14,6 +14,8 @@ from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 WINDOW = 256
 TURNS = 8
 """Turns of a clock that one lane reads at once: they share the sines of a turn."""
+OVERLAPPING = 1 << 14
+"""Tokens of overlapping windows that are read at once, if a window has not more."""
 
 
 def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
@@ -60,9 +62,10 @@ def _read(
 
 
 def _window(model: LanguageModel, lanes: int) -> int:
-    """Return how many tokens of each lane are read at once."""
-    clock = model.config.layer == "clock"
-    return max(WINDOW, TURNS * model.config.window // lanes) if clock else WINDOW
+    """Return how many tokens of each lane are read at once: more where that spares work in every read."""
+    config = model.config
+    spared = TURNS * config.window if config.layer == "clock" else config.window if config.windowed else 0
+    return max(WINDOW, spared // lanes)
 
 
 @torch.no_grad()
@@ -109,6 +112,7 @@ def overlapping_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: in
     was_training = model.training
     model.eval()
     half, num_scored = max(1, model.config.window // 2), len(tokens) - 1
+    lanes = max(1, min(lanes, OVERLAPPING // (2 * half)))
     total = _read(model, tokens, np.zeros(1, np.int64), min(half, num_scored), model.initial_state(1))[0]
     starts = np.arange(0, num_scored - half, half)
     whole, rest = np.split(starts, [max(0, num_scored - half) // half])  # the last window may be shorter

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdgm_edge import evaluation
 from sdgm_edge.evaluation import mixing_sample, overlapping_nll, reconstruction_cosine, score, total_nll
 from sdgm_edge.models import SDGM, ModelConfig, build_model
 from sdgm_edge.runtime import TokenizerError
@@ -28,6 +29,18 @@ def test_every_token_is_scored_once_with_all_that_came_before(count, copy_window
         log_p = torch.log_softmax(model(torch.from_numpy(tokens)[None, :-1]).logits_BTV[0], -1)
     expected = -log_p[torch.arange(count - 1), torch.from_numpy(tokens[1:])].sum().item()
     assert total_nll(model, tokens) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("layer", "window"), [("clock", 48), ("gpt2", 300)])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_how_much_is_read_at_once_does_not_show(layer, window, lanes, monkeypatch):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(vocab_size=40, layer=layer, width=16, num_atoms=8, window=window))
+    tokens = np.random.default_rng(0).integers(0, 40, 900)
+    assert evaluation._window(model, 1) > evaluation.WINDOW
+    got = total_nll(model, tokens, lanes)
+    monkeypatch.setattr(evaluation, "_window", lambda model, lanes: 7)
+    assert total_nll(model, tokens, lanes) == pytest.approx(got, rel=1e-5)
 
 
 def test_lanes_score_every_token_once_too():
