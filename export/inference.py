@@ -60,11 +60,12 @@ def measurable(run: Run) -> Measurable:
         gates.check_parity(_INT8, variants.model_as_held(model, plan), engine, STEPS)
         return made
     assert isinstance(model, MixerModel)
-    plan, block = baselines.plan_of(_INT8, weights), baselines.block_of(config)
+    plan = baselines.plan_of(_INT8, weights)
+    chunk, block = baselines.chunk_of(config), baselines.block_of(config)
     graph = baselines.build(config, weights, plan)
-    stepper = Stepper(graph, chunk=baselines.CHUNK, block=block, capacity=max(STEPS, config.window))
+    stepper = Stepper(graph, chunk=chunk, block=block, capacity=max(STEPS, config.window))
     check_parity(_INT8, baselines.model_as_held(model, plan), stepper, STEPS)
-    return Measurable(graph, baselines.CHUNK, block, config.window if config.windowed else 0)
+    return Measurable(graph, chunk, block, config.window if config.windowed else 0)
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from .baselines import MIXERS, Mixer
 from .baselines.attention import num_heads
+from .baselines.linformer import block_sizes
 from .config import PRESETS, ModelConfig, preset
 from .factory import GPT2_SMALL, build_model, count_parameters, scaled, sized, usual_depth
 from .language_model import Features, LanguageModel, Output
@@ -20,6 +21,7 @@ __all__ = [
     "MixerModel",
     "ModelConfig",
     "Output",
+    "block_sizes",
     "build_model",
     "copy_log_probs",
     "count_parameters",

@@ -2,8 +2,8 @@
 
 The graph of a bundle has one such piece, `state`; that of a baseline may have many. They are kept in two sets
 of buffers, and a step reads one and writes the other, so that nothing is allocated or copied. A piece with a
-dimension `capacity` (or `capacity/4`) is a cache: as long as it must be, and both sets share it, so that a
-graph appends to it in place.
+dimension `capacity` (or `capacity/4`) is a cache, as long as it must be; one with a dimension `ring:128` is a
+ring of so many places. Both sets share these, and a graph writes to them in place.
 
 This is the shortest loop around a graph, with no way back, for measuring one graph against another. A
 `Session` is what generates text.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .engine import Floats
 from .providers import onnxruntime, open_graph
 
-_NEXT = "next_"
+_NEXT, _IN_PLACE = "next_", ("capacity", "ring")
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
@@ -43,7 +43,7 @@ class Stepper:
             shape = [_size(dim, capacity) for dim in value.shape]
             buffer = _buffer(shape, _DTYPES[value.type])
             self._sets[0][value.name] = buffer
-            if not any(isinstance(dim, str) and dim.startswith("capacity") for dim in value.shape):
+            if not any(str(dim).startswith(_IN_PLACE) for dim in value.shape):
                 buffer = _buffer(shape, _DTYPES[value.type])
             self._sets[1][value.name] = buffer
         logits = next(value for value in self._session.get_outputs() if value.name == "logits")
@@ -53,9 +53,8 @@ class Stepper:
 
     def reset(self) -> None:
         """Begin another text."""
-        for name, (array, _) in self._sets[self._turn].items():
-            if array is not self._sets[1 - self._turn][name][0]:  # a cache is read up to its position alone
-                array[:] = 0
+        for array, _ in self._sets[self._turn].values():
+            array[:] = 0
         self.position = 0
 
     def piece(self, name: str) -> NDArray[Any]:
@@ -120,8 +119,10 @@ def _size(dim: int | str, capacity: int) -> int:
     """A dimension of one sequence."""
     if isinstance(dim, int):
         return dim
-    name, _, tokens = dim.partition("/")
-    return -(-capacity // int(tokens or 1)) if name == "capacity" else 1
+    name, _, number = dim.replace(":", "/").partition("/")
+    if name == "capacity":
+        return -(-capacity // int(number or 1))
+    return int(number) if name == "ring" else 1
 
 
 def _value(array: NDArray[Any]) -> Any:

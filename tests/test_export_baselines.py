@@ -4,12 +4,12 @@ import functools
 
 import pytest
 import torch
-from sdgm_edge.export.baselines import CHUNK, GRAPHS, build, model_as_held, plan_of
+from sdgm_edge.export.baselines import GRAPHS, block_of, build, chunk_of, model_as_held, plan_of
 from sdgm_edge.export.baselines.parity import check_parity
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.variants import VARIANTS
 
-from sdgm_edge.models import ModelConfig, build_model
+from sdgm_edge.models import MIXERS, ModelConfig, build_model
 from sdgm_edge.runtime import ParityError, Stepper
 
 WINDOW, STEPS = 32, 85
@@ -29,8 +29,9 @@ def model(layer, **changes):
 @functools.cache
 def stepper(layer, bits=32, **changes):
     weights = weights_of(model(layer, **changes))
-    graph = build(model(layer, **changes).config, weights, plan_of(VARIANTS[bits], weights))
-    return Stepper(graph, chunk=CHUNK, capacity=WINDOW)
+    config = model(layer, **changes).config
+    graph = build(config, weights, plan_of(VARIANTS[bits], weights))
+    return Stepper(graph, chunk=chunk_of(config), block=block_of(config), capacity=config.window)
 
 
 def held(layer, bits, **changes):
@@ -42,6 +43,18 @@ def held(layer, bits, **changes):
 def test_float32_computes_and_remembers_what_torch_does(layer):
     for seed in range(3):
         assert check_parity(VARIANTS[32], model(layer), stepper(layer), STEPS, seed) <= 1e-4
+
+
+@pytest.mark.parametrize("layer", GRAPHS)
+@pytest.mark.parametrize("window", [1, 5, 37])
+def test_windows_of_any_length(layer, window):
+    changes = {"window": window, "width": 15, "conv_width": 1 if window == 1 else 3}
+    steps = 3 * window - 1  # a window that is not full at the end, unless it has but one place
+    assert check_parity(VARIANTS[32], model(layer, **changes), stepper(layer, **changes), steps) <= 1e-4
+
+
+def test_every_baseline_has_a_graph():
+    assert GRAPHS.keys() == MIXERS.keys()
 
 
 def test_heads_of_no_multiple_of_8_are_filled_up():

@@ -67,13 +67,13 @@ def run_torch(model: MixerModel, ids_T: Array) -> dict[str, Array]:
     logits, _, state = model(torch.from_numpy(ids_T)[None])
     for handle in handles:
         handle.remove()
-    outputs = {"logits": logits[0].numpy()}
+    outputs, kept = {"logits": logits[0].numpy()}, GRAPHS[model.config.layer].pieces(model.config)
     pieces = model.unpack(state)
     for i, block in enumerate(model.blocks):
         own = tuple(pieces[piece(i, name)] for name in model.state_names)
         seen_TD = inputs[i][-1] if model.config.windowed else torch.cat(inputs[i])
         carried = GRAPHS[model.config.layer].carried(block.mixer, own, seen_TD, len(seen_TD))
-        outputs |= {piece(i, name): value.numpy() for name, value in carried.items()}
+        outputs |= {piece(i, name): value.numpy() for name, value in carried.items() if name in kept}
     return outputs
 
 

@@ -5,8 +5,8 @@
 
 A piece X comes back as `next_X`, of the same shape: whoever runs the graph may keep two buffers and swap
 them. One that has the dimension `capacity` is a *cache*: as long as the caller likes, used up to `position`,
-and written only beyond that, so that one buffer may be bound as X and as `next_X`, and nothing is copied. All
-zeros is the start of a text.
+and written only beyond that; `ring:128` is that of a *ring* of so many places, read before it is written. One
+buffer may be bound as X and as `next_X` of these, and nothing is copied. All zeros is the start of a text.
 
 `position` counts the tokens so far. A model that reads in windows is fed from zeros again where a window
 ends; fed further, it goes on with its positions from the first, so that what a longer window would cost can
@@ -28,11 +28,11 @@ from ..builder import IR_VERSION, Array, Builder, ints
 from ..layers import NORM_EPSILON, Trace, asked, gated_unit, norm
 from ..matrices import Plan, Precision
 from ..variants import Variant
-from .mixer import POSITION, MixerGraph
+from .mixer import POSITION, MixerGraph, times
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 CHUNK = 128
-"""Most tokens that one call takes."""
+"""Most tokens that any call takes."""
 MATRICES = {"distance", "input", "key_value", "output", "query", "rise", "select", "strike"} | {
     "expand", "contract"
 }  # fmt: skip
@@ -44,11 +44,6 @@ def plan_of(variant: Variant, weights: Mapping[str, Array]) -> dict[str, Precisi
     matrices = (name for name in weights if name.split(".")[-2:-1] == ["lstm"] and weights[name].ndim == 2)
     named = (name for name in weights if name.endswith(".weight") and name.split(".")[-2] in MATRICES)
     return {"embedding.weight": variant.embedding, **dict.fromkeys([*matrices, *named], variant.matrices)}
-
-
-def block_of(config: ModelConfig) -> int:
-    """Return of which number no call may cross a multiple; 0 where any may be crossed."""
-    return 0
 
 
 def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Array], plan: Plan) -> ir.Model:
@@ -91,13 +86,6 @@ def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Ar
     for name, shape in pieces.items():
         g.output(f"next_{name}", t.state[name], FLOAT, shape)
     return ir.Model(g.graph(config.layer), ir_version=IR_VERSION, producer_name="sdgm-edge")
-
-
-def times(t: Trace) -> ir.Value:
-    """Return the place of every token in its text, (T,)."""
-    g = t.g
-    here = g.op("Range", np.int64(0), g.op("Squeeze", t.num_steps, ints(0)), np.int64(1))
-    return g.op("Add", here, t.state[POSITION])
 
 
 def _block(t: Trace, mixer: MixerGraph, i: int, x: ir.Value) -> ir.Value:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
 
 
-def _sizes(window: int) -> tuple[int, int, int]:
+def block_sizes(window: int) -> tuple[int, int, int]:
     """Return complete blocks in a window, tokens in a block, slots of a block."""
     block = max(1, window // 8)
     return window // block, block, max(1, block // 4)
@@ -43,7 +43,7 @@ class Linformer(Mixer):
         super().__init__(config)
         D = config.width
         self.heads = num_heads(D)
-        self.num_blocks, self.block, self.slots = _sizes(config.window)
+        self.num_blocks, self.block, self.slots = block_sizes(config.window)
         self.input = nn.Linear(D, 3 * D, bias=False)
         self.output = nn.Linear(D, D, bias=False)
         shape = (2, self.num_blocks, self.slots, self.block)
@@ -52,7 +52,7 @@ class Linformer(Mixer):
     @staticmethod
     def layout(config: ModelConfig) -> Layout:
         """Slots of the complete blocks, and the block under way; keys, then values."""
-        num_blocks, block, slots = _sizes(config.window)
+        num_blocks, block, slots = block_sizes(config.window)
         return (("slots", (2, num_blocks * slots, config.width)), ("block", (2, block, config.width)))
 
     def forward(self, x_TBD: Tensor, state: State, position: int) -> tuple[Tensor, State]:
