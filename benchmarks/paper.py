@@ -7,13 +7,14 @@
 Everything goes into one folder: `report.md`, `report.json` and `report.html` with all that was measured,
 plots, and a folder of its own for each part:
 
-    paper/       the paper's model and baselines under its own terms, and its ablations
-    best/        this project's model and all baselines under this project's terms
+    pace/        a short training of the paper's model, which tells how much text the others can have
+    paper/       the paper's model and baselines under its own terms, and its ablations: the same text for all
+    best/        this project's model and all baselines under this project's terms: the same time for all
     judge/       a larger model, which says how likely generated texts are
     memory/      copy, selective, recall, needle: what models keep in mind
     generation/  texts with the Gaussian mixture and without
 
-Every training of a part has the same time. Given again, the command goes on where it was stopped.
+Given again, the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 
 from sdgm_edge import console, probe_generation
 from sdgm_edge.compare import ABLATIONS, Outcome, Terms, compare, parse_budget
-from sdgm_edge.config import CorpusConfig
+from sdgm_edge.config import PRESET_RUNS, CorpusConfig
 from sdgm_edge.models import MIXERS
 from sdgm_edge.probe import TASKS, Finding, Probe, probe, table
 from sdgm_edge.report import Table, draw_plots, make_report, page
@@ -95,25 +96,44 @@ class Paper:
             "best": ("sdgm", *self.baselines),
             "judge": ("sdgm",),
         }
-        each = TRAINED * self.minutes / (sum(map(len, entries.values())) + 1)  # the judge has twice as much
+        # The judge has twice as much time as another, the pace half as much.
+        each = TRAINED * self.minutes / (sum(map(len, entries.values())) + 1.5)
+        papers_terms = replace(self.terms, protocol="paper", minutes=each)
         terms = {
-            "paper": replace(self.terms, protocol="paper", minutes=each),
+            "paper": self._on_the_same_text(papers_terms),
             "best": replace(self.terms, minutes=each),
             "judge": replace(self.terms, minutes=2 * each, num_parameters=3 * self.terms.num_parameters),
         }
         outcomes = {name: self._compare(name, entries[name], terms[name]) for name in entries}
         made = make_report(outcomes["best"], terms["best"], self.corpus)
-        report = Report({**made.about, "minutes asked for": self.minutes, "protocol": "by table"})
+        about = {**made.about, "minutes asked for": self.minutes}
+        report = Report({k: v for k, v in about.items() if k not in ("protocol", "training", "matched in")})
         report.notes.extend(made.notes)
         for name, titles in (
-            ("paper", {"The paper's model and baselines, as the paper trains": papers,
-                       "Ablations of the paper's model": self.ablations}),
-            ("best", {"This project's model and all baselines": entries["best"]}),
+            ("paper", {"The paper's model and baselines, on the same text": papers,
+                       "Ablations of the paper's model, on the same text": self.ablations}),
+            ("best", {"This project's model and all baselines, for the same time": entries["best"]}),
         ):  # fmt: skip
             self._tell(report, name, outcomes[name], terms[name], titles)
         self._remember(report)
         self._generate(report, outcomes)
         return report
+
+    def _on_the_same_text(self, terms: Terms) -> Terms:
+        """Return the terms with as many steps as the SDGM makes in their minutes; never more than its epochs.
+
+        Raises:
+            RunError: the SDGM cannot be trained.
+        """
+        (pace,) = self._compare("pace", ("sdgm",), replace(terms, minutes=terms.minutes / 2))
+        if pace.result.tokens_per_second is None:
+            raise RunError(f"{pace.folder}: the paper's model was not trained: {pace.result.reason}")
+        training = {**asdict(PRESET_RUNS["paper"].training), **(terms.training or {})}
+        step = training["batch_size"] * terms.window
+        most = training["epochs"] * (len(self.corpus.train) // step)
+        steps = min(most, round(60 * terms.minutes * pace.result.tokens_per_second / step))
+        changed = {**(terms.training or {}), "max_steps": max(1, steps)}
+        return replace(terms, minutes=0.0, training=changed)
 
     def _compare(self, name: str, entries: Sequence[str], terms: Terms) -> list[Outcome]:
         contexts = self.contexts if name == "best" else ()
