@@ -1,4 +1,4 @@
-"""What training costs: the scan in three forms, a vocabulary's loss, the clock atoms of the paper; scoring.
+"""What training costs: the scan in three forms, a vocabulary's loss, the paper's clock atoms, a step; scoring.
 
     python benchmarks/bench_train.py            # everything, on one core
     python benchmarks/bench_train.py --json     # the same for a machine
@@ -76,12 +76,12 @@ SCANS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 class Training:
     """A preset's whole training step on random text."""
 
-    def __init__(self, name: str, vocab_size: int) -> None:
+    def __init__(self, name: str, vocab_size: int = 4096, optimizer: str = "adamw") -> None:
         torch.manual_seed(0)
         run = PRESET_RUNS[name]
         self.model = SDGM(preset(name, vocab_size=vocab_size, dropout=0.1))
         self.objective = Objective(self.model, run.loss, 16)
-        self.optimizer = Optimizer(self.model, TrainingConfig())
+        self.optimizer = Optimizer(self.model, TrainingConfig(optimizer=optimizer))
         self.ids = torch.randint(vocab_size, (BATCH, WINDOW + 1))
         self.state = self.model.initial_state(BATCH)
         self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=supports_bf16(torch.device("cpu")))
@@ -109,7 +109,7 @@ def in_turns(steps: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dic
 
 def bench_scan() -> list[dict[str, object]]:
     """Training edge-micro with each form of the recurrence, and the recurrence alone with its gradient."""
-    training = Training("edge-micro", 4096)
+    training = Training("edge-micro")
     layer = training.model.blocks[0].atoms
     v, gate = torch.randn(2, WINDOW, BATCH, layer.num_atoms).requires_grad_()
     state = torch.zeros(BATCH, 2, layer.num_atoms)
@@ -199,12 +199,24 @@ def peak_memory() -> int:
 
 def bench_clock() -> list[dict[str, object]]:
     """The paper's model at the paper's size, with each term of its loss and without."""
-    full = Training("paper", 4096)
-    plain = Training("paper", 4096)
+    full, plain = Training("paper"), Training("paper")
     plain.objective.weights = LossWeights()
     medians = in_turns({"all four terms": full.step, "language model alone": plain.step})
     return [
         {"paper (D 512, K 256, L 128), loss": name, "tokens/s": round(BATCH * WINDOW / t)}
+        for name, t in medians.items()
+    ]
+
+
+def bench_step() -> list[dict[str, object]]:
+    """A whole step of edge-micro: as it is, compiled, and by Muon."""
+    kinds = {"as it is": Training("edge-micro"), "compiled": Training("edge-micro")}
+    kinds["compiled"].objective.compile()
+    kinds["by Muon"] = Training("edge-micro", optimizer="muon")
+    medians = in_turns({name: training.step for name, training in kinds.items()})
+    plain = medians["as it is"]
+    return [
+        {"edge-micro, step": name, "tokens/s": round(BATCH * WINDOW / t), "against it as it is": plain / t}
         for name, t in medians.items()
     ]
 
@@ -246,7 +258,7 @@ def main() -> None:
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    tables = [bench_scan(), bench_vocabulary(), bench_clock(), bench_scoring()]
+    tables = [bench_scan(), bench_vocabulary(), bench_clock(), bench_step(), bench_scoring()]
     title = f"{machine()}, one core, torch {torch.__version__}, batch {BATCH} × {WINDOW}, " + (
         "bf16" if supports_bf16(torch.device("cpu")) else "float32"
     )
