@@ -1,4 +1,4 @@
-"""What training costs: the scan in three forms, a vocabulary's loss, the paper's clock atoms, a step; scoring.
+"""What training costs: scans, a vocabulary's loss, the paper's clock atoms, a step in three ways, scoring.
 
     python benchmarks/bench_train.py            # everything, on one core
     python benchmarks/bench_train.py --json     # the same for a machine
