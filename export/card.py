@@ -7,6 +7,7 @@ from typing import Any
 
 from sdgm_edge.models import ModelConfig
 
+from .atoms import Reduction
 from .screening import Screening
 
 TEMPLATE = """\
@@ -36,7 +37,7 @@ that it runs on with the one that exported the model.
 sha256 `{sha256:.16}…`, of which the float32 graph makes {reference}. *Loss* is the increase
 of bits per byte against that. *Parity* is the largest difference of a logit between the graph and the trained
 model with the same rounded weights, over {steps} steps: absolute in fp32, elsewhere relative to the largest.
-{mixed}{screened}
+{mixed}{screened}{reduced}
 Model `{model_id:.16}…`, made with {made_with}.
 """
 
@@ -53,6 +54,7 @@ def model_card(
     reference: Mapping[str, Any],
     mixed: Sequence[str],
     screened: Mapping[str, Screening],
+    reduction: Reduction | None,
     model_id: str,
     made_with: Mapping[str, str],
 ) -> str:
@@ -89,6 +91,7 @@ def model_card(
         steps=next(iter(variants.values()))["parity"]["steps"],
         mixed=f"In q4, {held} stayed in 8 bits.\n" if mixed else "",
         screened="".join(map(_screened, screened.items())),
+        reduced="" if reduction is None else f"The trained model has more atoms: {reduction}.\n",
         model_id=model_id,
         made_with=", ".join(f"{package} {version}" for package, version in made_with.items()),
     )

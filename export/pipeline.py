@@ -38,6 +38,7 @@ from sdgm_edge.runtime import (
 )
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
+from .atoms import Reduction, reduced
 from .builder import Array
 from .card import model_card
 from .gates import Accuracy, Parity, accuracy, check_parity, refuse, score_graph
@@ -61,6 +62,7 @@ def export_run(
     bits: Iterable[int] = (32,),
     *,
     head: str = "auto",
+    atoms: int | None = None,
     drafts: bool = False,
     force: bool = False,
     max_loss_increase: float = MAX_LOSS_INCREASE,
@@ -71,12 +73,12 @@ def export_run(
 
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
     run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
-    where that loses nearly nothing. `drafts`: in 8 bits activations are rounded token by token, so that
-    drafts can be checked exactly, and heads are read whole. `force` writes variants that lose more than
-    `max_loss_increase`, relative, in bits per byte. `progress` is told what is being done.
+    where that loses nearly nothing. `atoms`: so many of each layer, the strongest. `drafts`: in 8 bits
+    activations are rounded token by token, so that drafts can be checked exactly. `force` writes variants
+    that lose more than `max_loss_increase`, relative, in bits per byte. `progress` is told what is done.
 
     Raises:
-        UsageError: `bits`, `head` or `max_loss_increase` make no sense.
+        UsageError: `bits`, `head`, `atoms` or `max_loss_increase` make no sense.
         RunError: there is no such run.
         ExportError: it is one of a baseline.
         ParityError: a graph does not compute what the model computes.
@@ -98,11 +100,6 @@ def export_run(
             f"head: expected 8 or 4 among the bits for a screened head, got {sorted(wanted)}; "
             "floats are there to be exact: ask for --bits 8 too, or leave --head out"
         )
-    if drafts and head == "screened":
-        raise UsageError(
-            "drafts: expected a head that is read whole, as a preview of several tokens differs from that of "
-            "one, got head='screened'; leave one of the two out"
-        )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
     if not isinstance(run.model, SDGM):
@@ -110,7 +107,11 @@ def export_run(
             f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
             "baselines are there to compare with, and are not exported"
         )
-    name = folder.resolve().name
+    name, whole = folder.resolve().name, run.model
+    if atoms is not None:
+        progress(f"looking for the {atoms} strongest atoms")
+        name, run = f"{name}-{atoms}-atoms", reduced(run, atoms)
+    assert isinstance(run.model, SDGM)
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")
@@ -119,10 +120,10 @@ def export_run(
             f"head: expected a head without a pointer to screen, got copy_window = {run.config.copy_window}; "
             "leave --head out: a head that points is read whole"
         )
-    head = "whole" if drafts else head
     exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
     exporter.eight = "rows8" if drafts else "q8"
     variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
+    exporter.whole = None if atoms is None else whole
     passed = exporter.pass_gates([variant.by_rows() if drafts else variant for variant in variants])
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
@@ -145,6 +146,9 @@ class _Exporter:
 
     eight: Precision = "q8"
     """How a matrix is held that must be raised from 4 bits."""
+    whole: SDGM | None = None
+    """The model with all its atoms, where some are left out."""
+    reduction: Reduction | None = None
 
     def __init__(
         self, run: Run, model: SDGM, head: str, limit: float, force: bool, progress: Callable[[str], None]
@@ -170,6 +174,8 @@ class _Exporter:
         self.progress(f"fp32: scoring {len(self.tokens)} held-out tokens")
         reference = self._score(engine)
         self.reference = accuracy(reference, reference, self.limit)
+        if self.whole is not None:
+            self.reduction = self._reduction(self.whole, reference)
         passed, failures = [], []
         for variant in variants:
             if variant is float32:
@@ -183,6 +189,14 @@ class _Exporter:
             kind = ParityError if any(isinstance(f, ParityError) for f in failures) else type(failures[0])
             raise kind("; and ".join(map(str, failures)))
         return passed
+
+    def _reduction(self, whole: SDGM, reference: Score) -> Reduction:
+        weights, float32 = weights_of(whole), VARIANTS[32]
+        graph = build(whole.config, weights, float32.plan(weights))
+        score = self._score(Engine(graph, bundle_config(whole.config), float32.file, providers="cpu"))
+        found = Reduction(self.config.num_atoms, whole.config.num_atoms, reference.nll / score.nll - 1)
+        self.progress(str(found))
+        return found
 
     def _pass(self, variant: Variant, reference: Score) -> _Passed:
         def attempt(plan: dict[str, Precision]) -> Found:
@@ -291,6 +305,7 @@ class _Exporter:
             reference=self.reference.to_dict(),
             mixed=[name for p in passed for name in p.at_8_bits],
             screened={p.variant.name: p.screened for p in passed if p.screened},
+            reduction=self.reduction,
             model_id=model_id,
             made_with=made_with,
         )
@@ -331,7 +346,7 @@ class _Exporter:
             )
             for p in passed
         )
-        return ExportReport(target, name, model_id, default, self.reference, exported)
+        return ExportReport(target, name, model_id, default, self.reference, self.reduction, exported)
 
     def _generation(self) -> dict[str, Any]:
         """Return how texts begin and end: with words, the token that begins a text ends every line of it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .atoms import Reduction
 from .gates import Accuracy, Parity
 from .screening import Screening
 
@@ -40,6 +41,8 @@ class ExportReport:
     """The variant that runs unless another is asked for."""
     reference: Accuracy
     """The float32 graph on the held-out text, whether or not it is in the bundle."""
+    reduction: Reduction | None
+    """Of the atoms, where fewer than all were asked for."""
     variants: tuple[VariantExport, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class ExportReport:
             "model_id": self.model_id,
             "default": self.default,
             "reference": self.reference.to_dict(),
+            "atoms": None if self.reduction is None else asdict(self.reduction),
             "variants": {
                 v.name: {
                     "file": v.file,

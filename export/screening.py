@@ -41,7 +41,7 @@ MAX_INCREASE = 0.01
 """Most that a screened head may add to the perplexity of a whole one."""
 PREVIEW: Precision = "q4"
 """How Q is held."""
-EXACT_WORDS: Mapping[Precision, int] = {"int8": 256, "q8": 256, "q4": 128}
+EXACT_WORDS: Mapping[Precision, int] = {"int8": 256, "q8": 256, "rows8": 256, "q4": 128}
 """By how the embedding is held: ONNX Runtime looks rows of 4 bits up at a third of the speed."""
 LANES, STEPS = 64, 128
 """Of the text that the model writes to be seen on."""
@@ -133,6 +133,13 @@ def rank_of(width: int) -> int:
 @torch.no_grad()
 def hidden_vectors(model: SDGM) -> Tensor:
     """Return what the head is given while the model writes, (LANES · STEPS, D)."""
+    hidden_TBD = model.features(written(model), model.initial_state(LANES)).hidden_TBD
+    return hidden_TBD.reshape(-1, model.config.width)
+
+
+@torch.no_grad()
+def written(model: SDGM) -> Tensor:
+    """Return text that the model writes, (STEPS, LANES); the same model writes the same."""
     chance = torch.Generator().manual_seed(0)
     ids_B, state = torch.zeros(LANES, dtype=torch.int64), model.initial_state(LANES)
     fed = []
@@ -140,8 +147,7 @@ def hidden_vectors(model: SDGM) -> Tensor:
         fed.append(ids_B)
         logits_BV, _, state = model.step(ids_B, state)
         ids_B = torch.multinomial(logits_BV.softmax(-1), 1, generator=chance)[:, 0]
-    hidden_TBD = model.features(torch.stack(fed), model.initial_state(LANES)).hidden_TBD
-    return hidden_TBD.reshape(-1, model.config.width)
+    return torch.stack(fed)
 
 
 def screened_scores(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Screen) -> ir.Value:

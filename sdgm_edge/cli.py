@@ -213,6 +213,9 @@ def export(
         str,
         typer.Option(help="whole; screened: not read whole (8 and 4 bits); auto: screened if large."),
     ] = "auto",
+    atoms: Annotated[
+        int | None, typer.Option(help="Keep so many atoms of each layer, the strongest: less to read.")
+    ] = None,
     drafts: Annotated[
         bool, typer.Option("--drafts", help="Round int8 token by token, so that it can be drafted exactly.")
     ] = False,
@@ -233,6 +236,7 @@ def export(
         out,
         [*(bits or []), *([8] if quantize else [])] or [32],
         head=head,
+        atoms=atoms,
         drafts=drafts,
         force=force,
         max_loss_increase=_share(max_loss_increase),

@@ -80,8 +80,14 @@ def test_with_drafts_every_variant_for_devices_can_be_drafted(export, tmp_path):
     export(tmp_path / "plain", (8,))
     with pytest.raises(ParameterError, match=r"draft: .* export the bundle again with --drafts"):
         Generator.load(tmp_path / "plain", providers="cpu").generate(draft=8, **text)
-    with pytest.raises(UsageError, match="drafts: expected a head that is read whole"):
-        export(tmp_path / "b", (8,), drafts=True, head="screened")
+
+
+def test_a_screened_head_can_be_drafted_too(export, tmp_path):
+    text = {"prompt": "Once upon a time. Once upon", "temperature": 0, "max_new_tokens": 60}
+    export(tmp_path / "b", (8, 4), drafts=True, head="screened", force=True)
+    for variant in ("int8", "q4"):
+        gen = Generator.load(tmp_path / "b", variant, providers="cpu")
+        assert gen.generate(draft=8, **text).tokens == gen.generate(**text).tokens
 
 
 def test_only_what_is_asked_for_is_in_the_bundle(export, tmp_path):
