@@ -203,7 +203,7 @@ def page(
 
 
 def draw_plots(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
-    """Return titles and PNGs: perplexity while training, and quality against speed."""
+    """Return titles and PNGs: perplexity while training, quality against speed, decoding by context."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -225,6 +225,14 @@ def draw_plots(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
             axes.errorbar(speed, quality, yerr=spread, fmt="o", label=row["entry"])
     axes.set(xlabel="training tokens/s", ylabel="validation word perplexity")
     plots.append(("quality against speed", figure, axes))
+    if any(row["contexts"] for row in rows):
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        for row in rows:
+            speeds = [row[f"decode_at_{context}"] for context in row["contexts"]]
+            axes.plot(row["contexts"], speeds, "o-", markersize=3, label=row["entry"])
+        axes.set(xlabel="tokens before", ylabel="decoding, tokens/s", yscale="log")
+        axes.set_xscale("symlog", linthresh=128)
+        plots.append(("decoding by context", figure, axes))
     pictures = []
     for title, figure, axes in plots:
         axes.set_title(title)

@@ -247,6 +247,7 @@ def test_what_was_trained_is_measured_and_not_done_twice(place, terms, corpus, h
     report = make_report(outcomes, terms, corpus)
     assert "| gpt2 |" in report.markdown()
     assert "100 †" in report.markdown()
+    assert report.html().count("data:image/png;base64,") == 3
     report = make_report(compare(["sdgm"], terms, out, place / "cache"), terms, corpus)
     assert len(report.tables) == 1, "nothing is measured unless asked for"
 

@@ -1,7 +1,9 @@
 """Graphs of baselines: each computes and remembers what its model does, in steps and in calls, in place."""
 
 import functools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sdgm_edge.export.baselines import GRAPHS, block_of, build, chunk_of, model_as_held, plan_of
@@ -84,3 +86,32 @@ def test_parity_fails_on_any_perturbed_weight(layer):
             parameter.copy_(kept)
     assert unnoticed == []
     check_parity(VARIANTS[32], perturbed, stepper(layer), STEPS)
+
+
+def test_gpt2_goes_on_beyond_its_window_as_with_a_longer_table_of_positions():
+    short = model("gpt2")
+    long = build_model(replace(short.config, window=3 * WINDOW)).eval()
+    weights = short.state_dict()
+    long.load_state_dict({**weights, "positions.weight": weights["positions.weight"].repeat(3, 1)})
+    ids = torch.arange(2 * WINDOW + 9) * 7 % 40
+    graph = build(short.config, weights_of(short), plan_of(VARIANTS[32], weights_of(short)))
+    beyond = Stepper(graph, chunk=chunk_of(short.config), capacity=len(ids))
+    with torch.no_grad():
+        expected = long(ids[None]).logits_BTV[0].numpy()
+    np.testing.assert_allclose(beyond.read_all(ids[:-5].tolist()), expected[:-5], rtol=1e-4, atol=1e-4)
+    for token, row in zip(ids[-5:].tolist(), expected[-5:], strict=True):
+        np.testing.assert_allclose(beyond.step(token), row, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", GRAPHS)
+def test_no_token_copies_a_cache_or_a_ring(layer):
+    """They are one buffer, whichever way the two sets of the state are turned."""
+    own = stepper(layer)
+    shapes = GRAPHS[layer].pieces(model(layer).config)
+    for name, shape in shapes.items():
+        places = []
+        for token in range(2):
+            own.step(token)
+            places.append(own.piece(f"layers.0.{name}").ctypes.data)
+        written_in_place = any(isinstance(size, str) for size in shape)
+        assert (places[0] == places[1]) == written_in_place, name
