@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types wheel bench-train fuzz bench paper check clean
+.PHONY: help setup demo test lint types wheel bench-train bench-plan fuzz bench paper check clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench-train: $(READY)  ## Measure training: recurrence, vocabularies, clock atom
 
 fuzz: $(READY)  ## Read damaged bundles at random: each must be refused by name
 	$(BIN)/python tests/fuzz_bundle.py
+
+bench-plan: $(READY)  ## Compare what plan tells of the presets with what they cost
+	$(BIN)/python benchmarks/plan.py
 
 bench: $(READY)  ## Measure on this machine what is promised; ONLY=speed,flat for some of it
 	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))

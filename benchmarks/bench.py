@@ -17,13 +17,13 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -35,11 +35,22 @@ import numpy as np
 import torch
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.screening import EXACT_WORDS, find_screen
-from sdgm_edge.export.variants import VARIANTS, build, bundle_config
+from sdgm_edge.export.sizing import small_files
+from sdgm_edge.export.variants import VARIANTS, build
 
 from sdgm_edge.console import cache_folder, format_value, print_table
 from sdgm_edge.models import SDGM, ModelConfig, preset
-from sdgm_edge.runtime import Generator, Session, encode_json, write_bundle
+from sdgm_edge.runtime import (
+    Generator,
+    Session,
+    Spent,
+    encode_json,
+    machine,
+    measure_speed,
+    pinned,
+    spent,
+    write_bundle,
+)
 from sdgm_edge.shards import prepare_corpus
 
 EDGE = ("edge-nano", "edge-micro", "edge-small")
@@ -141,8 +152,7 @@ class Bench:
             model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
             screen = find_screen(model, EXACT_WORDS[plan["embedding.weight"]])
         files = {
-            "config.json": encode_json(asdict(bundle_config(config))),
-            "tokenizer.json": self._tokenizer(config.vocab_size),
+            **small_files(config, self._tokenizer(config.vocab_size)),
             "generation_config.json": encode_json({"begin_token": 0, "end_tokens": [], "sampling": SAMPLING}),
             variant.file: build(config, weights, plan, screen),
         }
@@ -162,7 +172,7 @@ class Bench:
         told = json.loads((self.folder / "tokenizer.json").read_bytes())
         vocabulary = told["model"]["vocab"]
         vocabulary.update({f"Ġw{i}": i for i in range(len(vocabulary), vocab_size)})
-        return json.dumps(told).encode()
+        return json.dumps(told, ensure_ascii=False).encode()
 
 
 def load(bundle: Path) -> Generator:
@@ -171,21 +181,6 @@ def load(bundle: Path) -> Generator:
 
 
 # Measuring
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Seconds that something took: those that passed, and the processor's."""
-
-    wall: float
-    cpu: float
-
-
-def spent(work: Callable[[], object]) -> Spent:
-    """Measure one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def microseconds(calls: Iterable[Callable[[], object]]) -> float:
@@ -332,8 +327,8 @@ def prompt(bench: Bench) -> Iterator[Figure]:
             reading.append(spent(partial(read, generator, bench.text)))
             stream = generator.stream("The", seed=seed, max_new_tokens=4 * BLOCK)
             generating.append(spent(partial(drain, stream)))
-        wall, cpu = (median(column) / count for column in zip(*map(astuple, reading), strict=True))
-        token = [median(column) / (4 * BLOCK) for column in zip(*map(astuple, generating), strict=True)]
+        wall, cpu = (median(column) / count for column in zip(*reading, strict=True))
+        token = [median(column) / (4 * BLOCK) for column in zip(*generating, strict=True)]
         yield Figure("prompt", f"{name} int8, reading", 1 / wall, "tokens/s")
         what = f"{name} int8, reading to generating"
         yield Figure.at_least("prompt", what, token[0] / wall, "times", 10)
@@ -358,21 +353,20 @@ def sessions(bench: Bench) -> Iterator[Figure]:
 
 
 def presets(bench: Bench) -> Iterator[Figure]:
-    """The presets side by side."""
+    """The presets side by side, as `sdgm-edge bench` measures them."""
     for name in EDGE:
         path = bench.bundle(name)
-        opening = partial(bench.generator, name)
-        start = partial(python, "-m", "sdgm_edge", "generate", "-m", str(path), "-p", "The", "-n", "1")
-        size = sum(file.stat().st_size for file in path.iterdir())
-        cost = decoding(opening())
+        speed = measure_speed(path, depths=(0,))
+        reading, generating, *_ = speed.tests
+        fresh = speed.footprint
         for what, measured, unit in (
-            ("bundle", size / 1e6, "MB"),
-            ("state", 4 * opening().bundle.config.state_size / 1024, "KB"),
-            ("load", microseconds([opening] * 5) / 1e3, "ms"),
-            ("first token of a new process", microseconds([start] * 5) / 1e3, "ms"),
-            ("generating", 1 / cost.wall, "tokens/s"),
-            ("generating, by processor time", 1 / cost.cpu, "tokens/s"),
-            ("the runtime's own part of that", 100 * cost.own_cpu / cost.cpu, "%"),
+            ("bundle", sum(file.stat().st_size for file in path.iterdir()) / 1e6, "MB"),
+            ("state", fresh.state / 1024, "KB"),
+            ("load", 1e3 * fresh.seconds.load, "ms"),
+            ("first token of a new process", 1e3 * fresh.seconds.first_token, "ms"),
+            ("reading", reading.tokens_per_second, "tokens/s"),
+            ("generating, without sampling", generating.tokens_per_second, "tokens/s"),
+            ("the same by processor time", generating.tokens_per_cpu_second, "tokens/s"),
         ):
             yield Figure("presets", f"{name} int8, {what}", measured, unit)
 
@@ -425,23 +419,10 @@ def python(*arguments: str) -> str:
     return done.stdout
 
 
-def machine() -> dict[str, object]:
+def described() -> dict[str, object]:
     """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "used": 1,
-        "load average": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "torch")},
-    }
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "torch")}
+    return {**machine(), "used": 1, "load average": round(os.getloadavg()[0], 2), **versions}
 
 
 def measure(names: list[str], run: Path | None) -> list[Figure]:
@@ -449,19 +430,11 @@ def measure(names: list[str], run: Path | None) -> list[Figure]:
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), run)
-        for name in sorted(names, key=lambda name: name != "accuracy"):  # it trains, on all cores
-            if name != "accuracy":
-                pin()
+        for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
-            figures += list(SECTIONS[name](bench))
+            with nullcontext() if name == "accuracy" else pinned(1):  # that one trains, on all cores
+                figures += list(SECTIONS[name](bench))
     return figures
-
-
-def pin() -> None:
-    """Stay on one core, where the system lets a process choose."""
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def main() -> None:
@@ -474,7 +447,7 @@ def main() -> None:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         parser.error(f"--only: no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
-    here = machine()
+    here = described()
     begun = time.perf_counter()
     figures = measure(names, options.run)
     seconds = round(time.perf_counter() - begun)

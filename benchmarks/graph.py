@@ -19,13 +19,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from bench import machine, pin
+from bench import described
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.variants import VARIANTS, build, bundle_config
 
 from sdgm_edge.console import print_table
 from sdgm_edge.models import SDGM, preset
-from sdgm_edge.runtime import Engine
+from sdgm_edge.runtime import Engine, pinned
 
 LENGTHS = (1, 16, 128)
 ROUNDS = 12
@@ -61,7 +61,6 @@ def quickest(engine: Engine, length: int) -> float:
 def measure(name: str) -> dict[str, dict[int, float]]:
     """Microseconds of a call by variant and length."""
     variants = engines(name)
-    pin()
     best: dict[str, dict[int, float]] = {variant: {} for variant in variants}
     for _ in range(ROUNDS):
         for variant, engine in variants.items():
@@ -78,7 +77,8 @@ def main() -> None:
     parser.add_argument("--preset", default="edge-small")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    here, found = machine(), measure(options.preset)
+    with pinned(1):
+        here, found = described(), measure(options.preset)
     if options.json:
         report = {"machine": here, "preset": options.preset, "microseconds": found}
         print(json.dumps(report, indent=2, ensure_ascii=False))

@@ -197,7 +197,8 @@ def measure_speed(
     with pinned(threads) as cpus:
         generator = Generator.load(path, variant, providers, threads, prepared=prepared)
         label = f"{path}: {generator.variant}, {threads} thread{'s' if threads > 1 else ''}"
-        progress(f"{label}: reading {max(depths, default=0):,} tokens, to stand after them")
+        if deepest := max(depths, default=0):
+            progress(f"{label}: reading {deepest:,} tokens, to stand after them")
         works = [*_model_tests(generator, prompt_tokens, tokens, depths), *_text_tests(generator, tokens)]
         rounds = []
         for number in range(repeats + 1):
