@@ -7,7 +7,7 @@ of nodes, so that a profile of the graph reads like the model: `/layers.0/atoms/
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -29,6 +29,8 @@ class Builder:
     def __init__(self, parent: Builder | None = None) -> None:
         self._parent = parent
         self._tape = ir.tape.Tape()
+        self._nodes: list[ir.Node] = []
+        self._initializers: list[ir.Value] = []
         self._path: list[str] = [] if parent is None else parent._path
         self._names: Counter[str] = Counter() if parent is None else parent._names
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
@@ -91,14 +93,24 @@ class Builder:
         """Return a builder for the body of a control-flow node, which shares names and initializers."""
         return Builder(self)
 
+    def reserve(self, names: Iterable[str]) -> None:
+        """Give no value or node one of these names."""
+        self._names.update(names)
+
+    def take(self, nodes: Iterable[ir.Node], initializers: Iterable[ir.Value]) -> None:
+        """Add nodes that were recorded elsewhere, and initializers of this graph's own."""
+        self._nodes += [*self._tape.nodes, *nodes]
+        self._initializers += [*self._tape.initializers, *initializers]
+        self._tape = ir.tape.Tape()
+
     def graph(self, name: str) -> ir.Graph:
         """Return what was recorded as a graph."""
         defaults = [value for value in self.inputs if value.const_value is not None]
         return ir.Graph(
             self.inputs,
             self.outputs,
-            nodes=self._tape.nodes,
-            initializers=[*self._tape.initializers, *defaults],
+            nodes=[*self._nodes, *self._tape.nodes],
+            initializers=[*self._initializers, *self._tape.initializers, *defaults],
             opset_imports=OPSETS if self._parent is None else {},
             name=name,
         )

@@ -44,6 +44,7 @@ from .card import model_card
 from .gates import Accuracy, Parity, accuracy, check_parity, refuse, score_graph
 from .golden import golden_prompt, golden_steps
 from .graph import weights_of
+from .loop import LOOP, check_loop, loop_graph
 from .matrices import Precision
 from .report import ExportReport, VariantExport
 from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
@@ -64,6 +65,7 @@ def export_run(
     head: str = "auto",
     atoms: int | None = None,
     drafts: bool = False,
+    loop: bool = False,
     force: bool = False,
     max_loss_increase: float = MAX_LOSS_INCREASE,
     single_file: bool = False,
@@ -74,8 +76,9 @@ def export_run(
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
     run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
     where that loses nearly nothing. `atoms`: so many of each layer, the strongest. `drafts`: in 8 bits
-    activations are rounded token by token, so that drafts can be checked exactly. `force` writes variants
-    that lose more than `max_loss_increase`, relative, in bits per byte. `progress` is told what is done.
+    activations are rounded token by token, so that drafts can be checked exactly. `loop`: write `generate.onnx`
+    too, the whole decoding loop of the default variant. `force` writes variants that lose more than
+    `max_loss_increase`, relative, in bits per byte. `progress` is told what is being done.
 
     Raises:
         UsageError: `bits`, `head`, `atoms` or `max_loss_increase` make no sense.
@@ -122,6 +125,7 @@ def export_run(
         )
     exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
     exporter.eight = "rows8" if drafts else "q8"
+    exporter.loop = loop
     variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
     exporter.whole = None if atoms is None else whole
     passed = exporter.pass_gates([variant.by_rows() if drafts else variant for variant in variants])
@@ -146,6 +150,8 @@ class _Exporter:
 
     eight: Precision = "q8"
     """How a matrix is held that must be raised from 4 bits."""
+    loop = False
+    """Whether `generate.onnx` is written."""
     whole: SDGM | None = None
     """The model with all its atoms, where some are left out."""
     reduction: Reduction | None = None
@@ -318,6 +324,8 @@ class _Exporter:
         }
         if self.run.prior is not None:
             files["gmm.npz"] = encode_arrays(self.run.prior)
+        if self.loop:
+            files[LOOP] = self._loop(passed[0])
         write_bundle(
             target,
             files,
@@ -347,6 +355,14 @@ class _Exporter:
             for p in passed
         )
         return ExportReport(target, name, model_id, default, self.reference, self.reduction, exported)
+
+    def _loop(self, default: _Passed) -> bytes:
+        file = default.variant.file
+        self.progress(f"{LOOP}: comparing with {file}")
+        loop = loop_graph(default.graph, file, self._generation()["end_tokens"])
+        ids = [BEGIN_ID, *self.prompt_ids]
+        check_loop(loop, default.graph, file, self.sizes, ids, default.golden["tokens"])
+        return loop
 
     def _generation(self) -> dict[str, Any]:
         """Return how texts begin and end: with words, the token that begins a text ends every line of it."""

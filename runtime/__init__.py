@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .mixture import ComponentReport, Mixture
     from .parameters import SamplingParams
     from .prepared import Prepared, cache_folder, prepare
+    from .providers import open_graph
     from .sampling import Sampled, Sampler
     from .scoring import Score, count_words, score_chunks, token_nlls
     from .session import Session
@@ -93,6 +94,7 @@ _LAZY = {
     "Prepared": "prepared",
     "cache_folder": "prepared",
     "prepare": "prepared",
+    "open_graph": "providers",
     "Sampled": "sampling",
     "Sampler": "sampling",
     "Score": "scoring",
@@ -184,6 +186,7 @@ __all__ = [
     "measure_footprint",
     "measure_memory",
     "measure_speed",
+    "open_graph",
     "pinned",
     "prepare",
     "pretrained",

@@ -6,6 +6,7 @@
     generation_config.json  how texts begin and end, and default sampling parameters
     gmm.npz                 the prior: weights (G,), means and variances (G, M) of a mixture; may be absent
     model.onnx, …           the graph, in one variant or more
+    generate.onnx           the decoding loop as a graph, for other hosts; may be absent
     README.md               the model card; may be absent
 
 `read_bundle` refuses what is not exactly that, always with a BundleError. `write_bundle` passes what it is
@@ -33,6 +34,7 @@ from .manifest import (
     FORMAT,
     GENERATION,
     GRAPH_NAME,
+    LOOP,
     MANIFEST,
     MIXTURE,
     TOKENIZER,
@@ -53,6 +55,7 @@ from .mixture import Mixture
 SUFFIX = ".sdgm"
 _MB = 1 << 20
 CAPS = {MANIFEST: 16 * _MB, CONFIG: _MB, TOKENIZER: 64 * _MB, GENERATION: _MB, MIXTURE: 256 * _MB, CARD: _MB}
+CAPS |= {LOOP: 64 * _MB}
 GRAPH_CAP = 2048 * _MB - 1  # protobuf's own limit
 _EXTERNAL = b"\n\x08location\x12"  # how a protobuf says where a tensor's external data lie
 _STALE_SECONDS = 24 * 3600

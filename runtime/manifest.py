@@ -19,7 +19,8 @@ FORMAT, VERSION = "sdgm-bundle", 1
 VARIANTS = ("fp32", "int8", "q4", "fp16")
 MANIFEST, CONFIG, TOKENIZER = "manifest.json", "config.json", "tokenizer.json"
 GENERATION, MIXTURE, CARD = "generation_config.json", "gmm.npz", "README.md"
-REQUIRED, OPTIONAL = {CONFIG, TOKENIZER, GENERATION}, {MIXTURE, CARD}
+LOOP = "generate.onnx"
+REQUIRED, OPTIONAL = {CONFIG, TOKENIZER, GENERATION}, {MIXTURE, CARD, LOOP}
 GRAPH_NAME = re.compile(r"model(_[a-z0-9]+)?\.onnx")
 
 _LIMITS = {"vocab_size": 1 << 22, "state_size": 1 << 24, "mixing_size": 1 << 20, "chunk": 1 << 16}
