@@ -5,15 +5,16 @@ import math
 from dataclasses import replace
 
 import pytest
+import trained
 from sdgm_edge.export.calibration import Calibration, calibrate, line, shape
 from sdgm_edge.export.planning import Costs, Wishes, plan_model, plan_toml
 from sdgm_edge.export.sizing import graph_size, stand_in_tokenizer
 from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.config import load_config
-from sdgm_edge.export import calibration, planning
+from sdgm_edge.export import calibration, export_run, pipeline, planning
 from sdgm_edge.models import PRESETS, count_parameters
-from sdgm_edge.runtime import ConfigError, ParameterError
+from sdgm_edge.runtime import ConfigError, ParameterError, read_bundle
 
 MADE_UP = Calibration(
     seconds=[(0, 100e-6), (10_000_000, 400e-6)],
@@ -99,6 +100,19 @@ def test_the_report_is_plain_json(made_up):
     assert told["wishes"] == {"bundle": 2e6, "speed": 0, "memory": None, "vocab_size": 512, "bits": [8]}
     assert told["proposed"]["config"]["width"] == report.proposed.config.width
     assert len(told["alternatives"]) == len(report.alternatives)
+
+
+def test_a_real_export_has_the_parameters_and_bytes_that_were_told(made_up, monkeypatch, tmp_path):
+    run = trained.run()
+    monkeypatch.setattr(pipeline, "load_run", lambda folder: run)
+    monkeypatch.setattr(pipeline, "SPEED_SECONDS", 0.001)
+    export_run("runs/tale", tmp_path / "made", [8], force=True)
+    told, manifest = Costs(WISHES).of(run.config, 8), read_bundle(tmp_path / "made").manifest
+    assert told.graph == manifest.files["model_int8.onnx"][1]
+    assert told.num_parameters == manifest.num_parameters
+    # A tokenizer learnt from a text, golden tokens and a card differ a little.
+    size = sum(path.stat().st_size for path in (tmp_path / "made").iterdir())
+    assert told.bundle == pytest.approx(size, rel=0.1)
 
 
 @pytest.mark.parametrize("name", planning.EDGE)
