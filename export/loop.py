@@ -1,7 +1,7 @@
 """The whole decoding loop as one graph, for hosts other than Python: prompt in, tokens out.
 
-    ids (1, T), state (1, S), count ()                          and what may be left out:
-    temperature () = 0, top_k () = 40, seed () = 0, end (E)      → tokens (n,), next_state (1, S)
+    ids (1, T), state (1, S), count (), temperature (), top_k (), seed (), end (E)
+        → tokens (n,), next_state (1, S)
 
 A `Loop` runs a variant's graph, chooses a token and feeds it, until there are `count` tokens or one is among
 `end`. The state that comes out is the one before the last token, which the next call begins with; so a prompt
@@ -10,6 +10,8 @@ longer than a chunk is read by calls with a count of 1, whose tokens nobody need
 The token is argmax (s + temperature · gumbel) over the `top_k` largest logits s (0 takes all), which draws
 from softmax (s / temperature), and at temperature 0 takes the likeliest. The noise is made of integers that
 are hashed from seed, step and rank: ONNX's own random numbers have no seed that could be given.
+
+No input has a default: the bindings of other languages do not let one be overridden.
 
 The weights stay where they are, in the variant's file: tensors of this one name its bytes. Neither file may
 be used with another version of the other; the manifest has the hashes of both.
@@ -20,7 +22,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,27 +32,25 @@ from sdgm_edge.runtime import BundleConfig, ParityError, open_graph
 from .builder import IR_VERSION, Array, Builder, floats, ints
 
 LOOP = "generate.onnx"
-TOP_K = 40
 LARGE = 1024
 """Bytes from which on a tensor is left where it is."""
 WORD = np.int64(2**32 - 1)
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
-def loop_graph(graph: bytes, file: str, end_tokens: Sequence[int]) -> bytes:
+def loop_graph(graph: bytes, file: str) -> bytes:
     """Return a graph that generates with the one given, whose weights lie in `file` beside it."""
     step = ir.from_proto(onnx.load_from_string(graph)).graph
-    vocab_size, state_size = step.outputs[0].shape[2], step.outputs[1].shape[1]
+    vocab_size, state_size = _width(step.outputs[0]), _width(step.outputs[1])
     _leave_weights(step, graph, file)
     g = Builder()
     g.reserve([*step.initializers, *(value.name or "" for node in step for value in node.outputs)])
     ids = g.input("ids", INT64, (1, "time"))
     state = g.input("state", FLOAT, (1, state_size))
     count = g.input("count", INT64, ())
-    temperature = g.input("temperature", FLOAT, (), np.array(0, np.float32))
-    top_k = g.input("top_k", INT64, (), np.array(TOP_K))
-    seed = g.input("seed", INT64, (), np.array(0))
-    end = g.input("end", INT64, ("ends",), np.array(end_tokens, np.int64))
+    temperature = g.input("temperature", FLOAT, ())
+    top_k, seed = g.input("top_k", INT64, ()), g.input("seed", INT64, ())
+    end = g.input("end", INT64, ("ends",))
     with g.at("generate"):
         words = np.int64(vocab_size)
         some = g.op("Where", g.op("Greater", top_k, np.int64(0)), g.op("Min", top_k, words), words)
@@ -64,6 +63,13 @@ def loop_graph(graph: bytes, file: str, end_tokens: Sequence[int]) -> bytes:
     made = ir.Model(g.graph("generate"), ir_version=IR_VERSION, producer_name="sdgm-edge")
     data: bytes = ir.to_proto(made).SerializeToString(deterministic=True)
     return data
+
+
+def _width(value: ir.Value) -> int:
+    """Return the last dimension, which is a number."""
+    width = None if value.shape is None else value.shape[-1]
+    assert isinstance(width, int)
+    return width
 
 
 def _body(
@@ -108,7 +114,7 @@ def _body(
     for value, dtype, shape in (
         (going, BOOL, ()),
         (following, INT64, (1, "time")),
-        (next_state, FLOAT, state.shape),
+        (next_state, FLOAT, (1, _width(next_state))),
         (token, INT64, ()),
     ):
         g.output(value.name or "", value, dtype, shape)
@@ -143,38 +149,48 @@ class Looped:
         self._config = config
 
     def generate(
-        self, ids: Sequence[int], count: int, state_S: Array | None = None, **options: Any
+        self,
+        ids: Sequence[int],
+        count: int,
+        state_S: Array | None = None,
+        *,
+        temperature: float = 0,
+        top_k: int = 0,
+        seed: int = 0,
+        end: Sequence[int] = (),
     ) -> tuple[list[int], Array]:
         """Return the tokens that follow, and the state before the last of them."""
         size, chunk = self._config.state_size, self._config.chunk
         state = np.zeros((1, size), np.float32) if state_S is None else state_S.reshape(1, -1)
-        while len(ids) > chunk:
-            _, state = self._run(ids[:chunk], state, 1, {})
-            ids = ids[chunk:]
-        tokens, state = self._run(ids, state, count, options)
+        options = {"top_k": top_k, "seed": seed, "end": end}
+        fixed: dict[str, Array] = {name: np.array(value, np.int64) for name, value in options.items()}
+        fixed["temperature"] = np.array(temperature, np.float32)
+
+        def run(ids: Sequence[int], count: int) -> list[Array]:
+            feeds = {"ids": np.array([ids], np.int64), "state": state, "count": np.array(count, np.int64)}
+            return self._session.run(["tokens", "next_state"], feeds | fixed)  # type: ignore[no-any-return]
+
+        for at in range(0, len(ids), chunk):
+            tokens, state = run(ids[at : at + chunk], count if at + chunk >= len(ids) else 1)
         return tokens.tolist(), state[0]
 
-    def _run(self, ids: Sequence[int], state: Array, count: int, options: dict[str, Any]) -> list[Any]:
-        types = {"temperature": np.float32}
-        feeds = {name: np.array(value, types.get(name, np.int64)) for name, value in options.items()}
-        feeds |= {"ids": np.array([ids], np.int64), "state": state, "count": np.array(count, np.int64)}
-        return self._session.run(["tokens", "next_state"], feeds)  # type: ignore[no-any-return]
 
-
-def check_loop(
-    loop: bytes, graph: bytes, file: str, config: BundleConfig, ids: Sequence[int], expected: Sequence[int]
-) -> None:
-    """Require the tokens that the runtime takes greedily.
+def checked_loop(
+    graph: bytes, file: str, config: BundleConfig, ids: Sequence[int], expected: Sequence[int]
+) -> bytes:
+    """Return the loop of a graph, which takes greedily the tokens expected after `ids`.
 
     Raises:
-        ParityError: the loop takes others.
+        ParityError: it takes others.
     """
+    loop = loop_graph(graph, file)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / file).write_bytes(graph)
         (Path(folder) / LOOP).write_bytes(loop)
-        tokens, _ = Looped(Path(folder) / LOOP, config).generate(ids, len(expected), end=[])
+        tokens, _ = Looped(Path(folder) / LOOP, config).generate(ids, len(expected))
     if tokens != list(expected):
         raise ParityError(
             f"{LOOP}: the loop does not take the tokens that {file} gives: expected {list(expected)}, got "
             f"{tokens}; leave --loop out, and report it"
         )
+    return loop

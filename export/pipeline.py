@@ -44,7 +44,7 @@ from .card import model_card
 from .gates import Accuracy, Parity, accuracy, check_parity, refuse, score_graph
 from .golden import golden_prompt, golden_steps
 from .graph import weights_of
-from .loop import LOOP, check_loop, loop_graph
+from .loop import LOOP, checked_loop
 from .matrices import Precision
 from .report import ExportReport, VariantExport
 from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
@@ -76,8 +76,8 @@ def export_run(
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
     run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
     where that loses nearly nothing. `atoms`: so many of each layer, the strongest. `drafts`: in 8 bits
-    activations are rounded token by token, so that drafts can be checked exactly. `loop`: write `generate.onnx`
-    too, the whole decoding loop of the default variant. `force` writes variants that lose more than
+    activations are rounded token by token, so that drafts can be checked exactly. `loop`: the decoding loop
+    of the default variant, too, as `generate.onnx`. `force` writes variants that lose more than
     `max_loss_increase`, relative, in bits per byte. `progress` is told what is being done.
 
     Raises:
@@ -108,7 +108,7 @@ def export_run(
     if not isinstance(run.model, SDGM):
         raise ExportError(
             f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
-            "baselines are there to compare with, and are not exported"
+            "baselines are measured by sdgm-edge compare, and not made into bundles"
         )
     name, whole = folder.resolve().name, run.model
     if atoms is not None:
@@ -325,7 +325,8 @@ class _Exporter:
         if self.run.prior is not None:
             files["gmm.npz"] = encode_arrays(self.run.prior)
         if self.loop:
-            files[LOOP] = self._loop(passed[0])
+            p, ids = passed[0], [BEGIN_ID, *self.prompt_ids]
+            files[LOOP] = checked_loop(p.graph, p.variant.file, self.sizes, ids, p.golden["tokens"])
         write_bundle(
             target,
             files,
@@ -355,14 +356,6 @@ class _Exporter:
             for p in passed
         )
         return ExportReport(target, name, model_id, default, self.reference, self.reduction, exported)
-
-    def _loop(self, default: _Passed) -> bytes:
-        file = default.variant.file
-        self.progress(f"{LOOP}: comparing with {file}")
-        loop = loop_graph(default.graph, file, self._generation()["end_tokens"])
-        ids = [BEGIN_ID, *self.prompt_ids]
-        check_loop(loop, default.graph, file, self.sizes, ids, default.golden["tokens"])
-        return loop
 
     def _generation(self) -> dict[str, Any]:
         """Return how texts begin and end: with words, the token that begins a text ends every line of it."""

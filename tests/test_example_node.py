@@ -43,7 +43,8 @@ def example(tmp_path_factory):
 
 @pytest.mark.parametrize("prompt", [TEXT, f"{TEXT} " * 40, ""])
 def test_greedy_is_what_the_runtime_generates(example, prompt):
-    expected = Generator.load(example.bundle).generate(prompt or None, max_new_tokens=24, temperature=0).tokens
+    generator = Generator.load(example.bundle)
+    expected = generator.generate(prompt or None, max_new_tokens=24, temperature=0).tokens
     assert json.loads(example(prompt, "--count", "24", "--ids")) == expected
 
 

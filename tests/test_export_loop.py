@@ -10,7 +10,7 @@ import pytest
 import trained
 from scipy.stats import chisquare
 from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.loop import LOOP, Looped, check_loop, loop_graph
+from sdgm_edge.export.loop import LOOP, Looped, checked_loop, loop_graph
 from sdgm_edge.export.screening import find_screen
 from sdgm_edge.export.variants import VARIANTS, build, bundle_config
 
@@ -26,7 +26,7 @@ def made(name="ringing", bits=8, screened=False):
     weights, variant = weights_of(model), VARIANTS[bits]
     screen = find_screen(model, 12) if screened else None
     graph = build(model.config, weights, variant.plan(weights), screen)
-    return graph, loop_graph(graph, variant.file, []), variant.file, bundle_config(model.config)
+    return graph, loop_graph(graph, variant.file), variant.file, bundle_config(model.config)
 
 
 @functools.cache
@@ -85,12 +85,10 @@ def test_an_end_token_ends_and_a_count_of_none_gives_none():
     assert not state.any()
 
 
-def test_end_tokens_of_the_bundle_are_in_the_graph():
-    graph, _, file, _ = made()
-    whole, _ = looped().generate(PROMPT, 12)
-    loop = onnx.load_from_string(loop_graph(graph, file, [whole[2]]))
-    (end,) = (i for i in loop.graph.initializer if i.name == "end")
-    assert onnx.numpy_helper.to_array(end).tolist() == [whole[2]]
+def test_no_input_has_a_default():
+    graph = onnx.load_from_string(made()[1]).graph
+    assert not {i.name for i in graph.input} & {i.name for i in graph.initializer}
+    assert [i.name for i in graph.input] == ["ids", "state", "count", "temperature", "top_k", "seed", "end"]
 
 
 @pytest.mark.parametrize("top_k", [0, 5])
@@ -139,9 +137,9 @@ def test_weights_stay_in_the_file_of_the_variant():
 def test_a_loop_that_takes_other_tokens_is_refused():
     graph, loop, file, config = made()
     tokens, _ = looped().generate(PROMPT, 6)
-    check_loop(loop, graph, file, config, PROMPT, tokens)
+    assert checked_loop(graph, file, config, PROMPT, tokens) == loop
     with pytest.raises(ParityError, match=r"the loop does not take the tokens .* leave --loop out"):
-        check_loop(loop, graph, file, config, PROMPT, [*tokens[:-1], tokens[-1] + 1])
+        checked_loop(graph, file, config, PROMPT, [*tokens[:-1], tokens[-1] + 1])
 
 
 def test_a_bundle_with_the_loop_is_a_bundle(monkeypatch, tmp_path):
@@ -152,6 +150,6 @@ def test_a_bundle_with_the_loop_is_a_bundle(monkeypatch, tmp_path):
     generator = Generator.load(tmp_path / "b")
     golden = generator.bundle.manifest.golden
     loop = Looped(tmp_path / "b" / LOOP, generator.bundle.config)
-    assert loop.generate([0, *golden.ids], 16, end=[])[0] == golden.tokens["int8"]
+    assert loop.generate([0, *golden.ids], 16)[0] == golden.tokens["int8"]
     export_run("runs/tale", tmp_path / "b", (8,))  # a bundle with a loop may be replaced
     assert not (tmp_path / "b" / LOOP).exists()

@@ -20,11 +20,12 @@ export async function load(folder) {
   });
   const config = read("config.json");
   const tokenizer = new Tokenizer(read("tokenizer.json"), {});
-  return { session, config, tokenizer, begin: read("generation_config.json").begin_token };
+  const { begin_token: begin, end_tokens: end } = read("generation_config.json");
+  return { session, config, tokenizer, begin, end };
 }
 
 // Feed ids, then choose up to `count` tokens: [tokens, the state before the last of them].
-async function run({ session }, ids, state, count, { temperature = 0, topK = 40, seed = 0 }) {
+async function run({ session, end }, ids, state, count, { temperature = 0, topK = 40, seed = 0 }) {
   const { tokens, next_state } = await session.run({
     ids: int64(ids, [1, ids.length]),
     state,
@@ -32,6 +33,7 @@ async function run({ session }, ids, state, count, { temperature = 0, topK = 40,
     temperature: new Tensor("float32", [temperature], []),
     top_k: int64([topK], []),
     seed: int64([seed], []),
+    end: int64(end, [end.length]),
   });
   return [Array.from(tokens.data, Number), next_state];
 }
