@@ -18,7 +18,7 @@ from sdgm_edge.models import SDGM, MixerModel
 from sdgm_edge.run import Run, load_run
 from sdgm_edge.runtime import (
     Engine,
-    ParityError,
+    ExportError,
     RunError,
     SdgmError,
     Stepper,
@@ -50,7 +50,7 @@ def measurable(run: Run) -> Measurable:
     """Return the int8 graph of a run's model.
 
     Raises:
-        ParityError: it does not compute what the model computes.
+        ExportError: nobody laid it out, or it does not compute what the model computes.
     """
     model, config, weights = run.model, run.config, weights_of(run.model)
     if isinstance(model, SDGM):
@@ -60,6 +60,12 @@ def measurable(run: Run) -> Measurable:
         gates.check_parity(_INT8, variants.model_as_held(model, plan), engine, STEPS)
         return made
     assert isinstance(model, MixerModel)
+    if config.layer not in baselines.GRAPHS:
+        there = ", ".join(baselines.GRAPHS)
+        raise ExportError(
+            f"{config.layer}: expected a layer with a graph ({there}), got one without; write one as "
+            "docs/compare.md says, or compare with --no-inference"
+        )
     plan = baselines.plan_of(_INT8, weights)
     chunk, block = baselines.chunk_of(config), baselines.block_of(config)
     graph = baselines.build(config, weights, plan)
@@ -84,7 +90,7 @@ def measure(
     run = load_run(folder)
     try:
         made = measurable(run)
-    except ParityError as reason:
+    except ExportError as reason:
         found = Inference(reason=str(reason))
         found.write(folder)
         return found

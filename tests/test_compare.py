@@ -1,6 +1,7 @@
 """Comparisons: what entries mean, trials as processes that go on and never take the others along, reports."""
 
 import dataclasses
+import itertools
 import importlib
 import json
 import os
@@ -268,6 +269,15 @@ def test_a_graph_that_computes_something_else_is_told_and_not_measured(
     assert "lstm in int8: the graph does not compute" in make_report([outcome], terms, corpus).markdown()
 
 
+def test_a_mixer_without_a_graph_is_told(place, terms, corpus, here, monkeypatch):
+    from sdgm_edge.export.baselines import GRAPHS
+
+    monkeypatch.delitem(GRAPHS, "gpt2")
+    (outcome,) = compare(["gpt2"], terms, place / "no graph", place / "cache", contexts=(0,))
+    assert outcome.result.status == "finished"
+    assert outcome.inference.reason.startswith("gpt2: expected a layer with a graph (transformer-xl, ")
+
+
 def test_a_trial_that_cannot_run_does_not_end_the_comparison(place, terms, tmp_path, here, capfd):
     nowhere = dataclasses.replace(terms, corpus=CorpusConfig(train=(str(place / "gone.txt"),)))
     (outcome,) = compare(["lstm"], nowhere, tmp_path, place / "cache")
@@ -288,6 +298,22 @@ def test_an_interrupted_trial_goes_on(terms, corpus, tmp_path):
     whole, parts = (Result.read(tmp_path / name) for name in ("whole", "parts"))
     assert parts.steps == 6
     assert parts.word_perplexity == whole.word_perplexity
+
+
+def test_the_speed_is_that_of_steps_alone(terms, corpus, tmp_path, monkeypatch):
+    for steps, speed in ((2, None), (6, 4 * 8.0)):
+        begin(
+            tmp_path / str(steps), dataclasses.replace(terms, training={"max_steps": steps, "batch_size": 4})
+        )
+        monkeypatch.setattr(trials, "time", Ticking())
+        assert run_trial(tmp_path / str(steps), corpus).tokens_per_second == speed
+
+
+class Ticking:
+    """A clock that goes on by a second whenever it is looked at."""
+
+    def __init__(self):
+        self.perf_counter = itertools.count().__next__
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")

@@ -3,9 +3,12 @@
 import pytest
 import tiny
 import trained
+from sdgm_edge.export.baselines import block_of, plan_of
+from sdgm_edge.export.baselines import build as build_baseline
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.variants import VARIANTS, build
 
+from sdgm_edge.models import build_model, sized
 from sdgm_edge.runtime import BundleError, MeasureError, ParameterError, measure_context
 
 
@@ -30,6 +33,15 @@ def test_speed_memory_and_first_token_are_measured(graph):
     assert cost.tokens_per_second_by_clock > 0
     assert cost.first_token > 0
     assert cost.peak is None or cost.peak > 10e6
+
+
+def test_a_graph_with_caches_is_measured_beyond_its_window(graph, tmp_path):
+    made = build_model(sized("linformer", 20_000, vocab_size=64, window=16)).eval()
+    weights = weights_of(made)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(build_baseline(made.config, weights, plan_of(VARIANTS[8], weights)))
+    (tmp_path / "tokenizer.json").write_bytes((graph.parent / "tokenizer.json").read_bytes())
+    assert measure(path, 50, block=block_of(made.config)).tokens_per_second > 0
 
 
 def test_what_cannot_be_measured_is_told(graph, tmp_path):
