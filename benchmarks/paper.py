@@ -127,7 +127,8 @@ class Paper:
         """
         (pace,) = self._compare("pace", ("sdgm",), replace(terms, minutes=terms.minutes / 2))
         if pace.result.tokens_per_second is None:
-            raise RunError(f"{pace.folder}: the paper's model was not trained: {pace.result.reason}")
+            reason = pace.result.reason or "fewer than three steps fit its time; give more minutes"
+            raise RunError(f"{pace.folder}: the paper's model has no speed: {reason}")
         training = {**asdict(PRESET_RUNS["paper"].training), **(terms.training or {})}
         step = training["batch_size"] * terms.window
         most = training["epochs"] * (len(self.corpus.train) // step)

@@ -7,6 +7,7 @@ own has a peak of memory of its own, and cannot take the others with it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -66,7 +68,7 @@ class Result:
     steps: int | None = None
     seconds: float | None = None
     tokens_per_second: float | None = None
-    """In training, the median over all steps, validation left out."""
+    """In training, the median over all steps, validation left out; None of fewer than three."""
     peak_memory_bytes: int | None = None
     """Of the training process; of the GPU where it trains on one."""
     token_perplexity: float | None = None
@@ -109,10 +111,13 @@ def run_trial(
     if trial.minutes and not resume:
         config = _for_minutes(trial, corpus, folder)
     memory = None
+    ended: list[float] = []  # when each step did, but the last, after which the validation text is scored
 
     def watched(progress: training.Progress) -> None:
         nonlocal memory
         memory = peak_memory()  # before the last mixture is fitted, which is no part of the loop
+        if progress.step < progress.total_steps:
+            ended.append(time.perf_counter())
         on_step(progress)
 
     try:
@@ -126,6 +131,11 @@ def run_trial(
             on_step=watched,
         )
         result = _measured(folder, corpus, summary, memory, trial.device)
+        on_cpu = training.pick_device(trial.device).type == "cpu"  # a GPU's steps end later than they return
+        if result.tokens_per_second is None and len(ended) > 1 and on_cpu:
+            tokens = config.training.batch_size * config.model.window
+            a_step = median(after - before for before, after in itertools.pairwise(ended))
+            result = replace(result, tokens_per_second=tokens / a_step)
     except DivergedError as reason:
         result = Result(status="diverged", reason=str(reason), curve=_curve(folder))
     write_json(folder / RESULT, asdict(result))
@@ -192,7 +202,7 @@ def _measured(
         num_parameters=summary.num_parameters,
         steps=summary.steps,
         seconds=summary.seconds,
-        tokens_per_second=speeds[len(speeds) // 2] if speeds else summary.tokens_per_second,
+        tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
         peak_memory_bytes=memory,
         token_perplexity=score.token_perplexity,
         word_perplexity=score.word_perplexity,

@@ -160,7 +160,7 @@ def test_without_a_model_or_a_judge_the_rest_is_told(paper, module, monkeypatch)
     assert "best texts" not in asked
     report.write(made.folder)
     fine = failed
-    with pytest.raises(RunError, match=r"pace/sdgm: the paper's model was not trained: out of memory"):
+    with pytest.raises(RunError, match=r"pace/sdgm: the paper's model has no speed: out of memory"):
         made.run()
 
 

@@ -1,8 +1,8 @@
 """Comparisons: what entries mean, trials as processes that go on and never take the others along, reports."""
 
 import dataclasses
-import itertools
 import importlib
+import itertools
 import json
 import os
 import signal
