@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from sdgm_edge.models import PRESETS, ModelConfig, count_parameters, usual_depth
+from sdgm_edge.models import PRESETS, ModelConfig, usual_depth
 from sdgm_edge.runtime import ParameterError, machine
 
 from .calibration import DEPTH, STEP, Calibration, calibrate, shape
-from .sizing import graph_size, small_files, stand_in_tokenizer
+from .sizing import graph_size, num_parameters, small_files, stand_in_tokenizer
 from .variants import variant_of
 
 BITS = (8, 4)
@@ -182,7 +182,7 @@ class Costs:
         return Candidate(
             config=config,
             bits=bits,
-            num_parameters=count_parameters(config),
+            num_parameters=num_parameters(config),
             graph=graph.total,
             bundle=bundle_size(config, bits),
             state=4 * config.state_size,
@@ -216,9 +216,7 @@ def bundle_size(config: ModelConfig, bits: int) -> int:
 def plan_toml(candidate: Candidate) -> str:
     """Return a config file for training: a preset, and where the model differs from it."""
     config = candidate.config
-    near = min(
-        EDGE, key=lambda name: abs(math.log(count_parameters(PRESETS[name]) / candidate.num_parameters))
-    )
+    near = min(EDGE, key=lambda name: abs(math.log(num_parameters(PRESETS[name]) / candidate.num_parameters)))
     preset = candidate.preset or near
     changed = {
         name: value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from sdgm_edge.models import SDGM, ModelConfig, count_parameters
+from sdgm_edge.models import SDGM, ModelConfig
 from sdgm_edge.runtime import encode_arrays, encode_json, write_bundle
 from sdgm_edge.tokenization import BEGIN_ID, train_bpe
 
@@ -39,10 +39,14 @@ class _Unwritten(ir.Tensor):  # type: ignore[type-arg]
         return b""
 
 
+def num_parameters(config: ModelConfig) -> int:
+    """Return how many numbers a model learns."""
+    return _blank(config).num_parameters
+
+
 def untrained_weights(config: ModelConfig) -> dict[str, Array]:
     """Return weights of a model's names and shapes."""
-    with torch.device("meta"):
-        state = SDGM(config).state_dict()
+    state = _blank(config).state_dict()
     blank = {name: np.broadcast_to(np.float32(0), tuple(value.shape)) for name, value in state.items()}
     rng, repeated = np.random.default_rng(0), matrix_names(blank)
 
@@ -114,7 +118,7 @@ def stand_in_tokenizer(vocab_size: int) -> bytes:
         ConfigError: there is no tokenizer of that size.
     """
     rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 5, vocab_size)
+    lengths = rng.integers(1, 5, 2 * vocab_size)
     words = ["".join(SYLLABLES[i] for i in rng.integers(len(SYLLABLES), size=n)) for n in lengths]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
@@ -150,8 +154,15 @@ def untrained_bundle(target: Path, config: ModelConfig, variant: Variant, tokeni
         model_id="0" * 64,
         golden={"prompt": "", "ids": [], "variants": {}},
         made_with={},
-        num_parameters=count_parameters(config),
+        num_parameters=num_parameters(config),
     )
+
+
+@lru_cache(maxsize=4)
+def _blank(config: ModelConfig) -> SDGM:
+    """Return a model without memory for its weights."""
+    with torch.device("meta"):
+        return SDGM(config)
 
 
 def _length(size: int) -> int:

@@ -64,7 +64,7 @@ def test_an_untrained_bundle_is_as_large_as_is_said(tmp_path):
     assert bundle.mixture.size == config.mixing_size
 
 
-@pytest.mark.parametrize("vocab_size", [257, 300, 2048])
+@pytest.mark.parametrize("vocab_size", [257, 300, 2048, 20_000])
 def test_a_stand_in_tokenizer_has_so_many_tokens(tmp_path, vocab_size):
     config = ModelConfig(vocab_size=vocab_size, width=16, num_atoms=4)
     tokenizer_json = sizing.stand_in_tokenizer(vocab_size)
