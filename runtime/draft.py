@@ -12,7 +12,7 @@ make a little longer.
 
 Whether to guess is learned as the text goes on. Every token, drafted or not, tells whether following the
 match would have been right; how often it was, by the length of the match, is the chance of the next guess.
-A text that does not repeat itself is drafted nothing, and pays for two look-ups a token.
+A text that does not repeat itself is drafted nothing, and pays for a look-up a token.
 """
 
 from array import array
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 REACH = 4096
 """Matches are found so far back at least, and twice as far at most."""
-SHORT, LONG = 2, 4
-"""Tokens that a match begins with: the long one is tried first."""
+LEAST = 3
+"""Tokens that a match begins with."""
 LONGEST = 16
 """Matches from here on are as good as each other."""
 SETUP, ROW = 0.15, 0.25
@@ -54,11 +54,11 @@ class Drafter:
         self._after: dict[int, int] = {}
         """Run of tokens, as one number, to the place after it; `_older` holds those of before."""
         self._older: dict[int, int] = {}
-        self._pairs = (0, 0, 0)
-        """The last two tokens as one number, and the same one and two tokens ago."""
+        self._run, self._runs = 0, vocab_size**LEAST
+        """The last tokens as one number, and how many such numbers there are."""
         self._at, self._length = 0, 0
         """Where the match goes on in `_ids`, and how long it is; 0 is none."""
-        self._right = [length / (length + 2) for length in range(LONGEST + 1)]
+        self._right = [length / (length + 4) for length in range(LONGEST + 1)]
         """The chance that a match goes on, by its length."""
         self.extend(ids)
 
@@ -75,25 +75,23 @@ class Drafter:
             self._right[length] += RATE * (right - self._right[length])
             self._at += 1
             self._length = length = min(length + 1, LONGEST) if right else 0
-        previous = ids[-1] if ids else 0
         ids.append(token)
-        self._pairs = pair, _, two_ago = (previous * self._size + token, *self._pairs[:2])
-        after, older, place = self._after, self._older, self._dropped + len(ids)
-        if place >= LONG:
-            run = pair + (two_ago + 1) * self._size**2
-            if length < LONG and (at := after.get(run) or older.get(run) or 0) > self._dropped:
-                self._at, self._length, length = at - self._dropped, LONG, LONG
-            after[run] = place
-        if place >= SHORT:
-            if length < SHORT and (at := after.get(pair) or older.get(pair) or 0) > self._dropped:
-                self._at, self._length = at - self._dropped, SHORT
-            after[pair] = place
+        run = self._run = (self._run * self._size + token) % self._runs
+        if (place := self._dropped + len(ids)) >= LEAST:
+            if not length and (at := self._after.get(run) or self._older.get(run) or 0) > self._dropped:
+                self._at, self._length = at - self._dropped, LEAST
+            self._after[run] = place
         if len(ids) == 2 * REACH:
             del ids[:REACH]
             self._dropped += REACH
             self._older, self._after = self._after, {}
             self._at -= REACH
             self._length = self._length if self._at >= 0 else 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether the end of the text has occurred before."""
+        return self._length > 0
 
     def propose(self, most: int) -> list[int]:
         """Guess up to `most` tokens: as many as are likely to be worth their cost, often none."""

@@ -168,21 +168,21 @@ class Stream(Iterator[str]):
         self._read(iter(ids))
         sampler = Sampler(params, session.vocab_size, session.tokens)
         self._continues = session.position > 0
-        text, removed, draw = self._text(), self._removed, self._draw()
+        text, removed, draw, drafter = self._text(), self._removed, self._draw(), self._drafter
         for step in range(params.max_new_tokens):
             if self._cancel is not None and self._cancel():
                 self._finish_reason = "cancelled"
                 break
             if draw is not None:
                 session.blend(params.prior_strength, draw, look=params.prior_mode == "posterior")
-            if self._drafter is not None and not session.looks_ahead:
-                self._look(self._drafter, params.max_new_tokens - step)
+            if drafter is not None and drafter.follows and not session.looks_ahead:
+                self._look(drafter, params.max_new_tokens - step)
             allowed = self._vocabulary.mask.allowed(removed) if removed else None
             sampled = sampler.sample(session.logits, allowed)
             token = sampled.token
             self._accepted += session.push(token)
-            if self._drafter is not None:
-                self._drafter.push(token)
+            if drafter is not None:
+                drafter.push(token)
             self._tokens.append(token)
             if self._sampled is not None:
                 self._sampled.append(sampled)

@@ -252,11 +252,11 @@ def guessed(ids, vocab_size=50, most=16):
 
 
 def test_what_followed_is_guessed():
-    text = [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert guessed([*text, 40, *text[:5]], most=3) == [6, 7, 8]
+    text = list(range(1, 20))
+    assert guessed([*text, 40, *text[:9]], most=3) == [10, 11, 12]
     assert guessed(text) == []
     assert guessed([]) == []
-    assert guessed([*text, 40, *text[:5]], most=-1) == []
+    assert guessed([*text, 40, *text[:9]], most=-1) == []
 
 
 def test_a_circle_is_followed_round():
@@ -265,9 +265,10 @@ def test_a_circle_is_followed_round():
     assert guessed([7] * 40, most=5) == [7] * 5
 
 
-def test_the_longer_match_counts():
-    long, short = [9, 1, 2, 3, 4, 20], [8, 4, 21]
-    assert guessed([*long, *short, 30, 9, 1, 2, 3, 4], most=1) == [20], "though 4 was followed by 21 later"
+def test_a_match_is_followed_while_it_holds():
+    """Though its last tokens occurred later too, and something else followed there."""
+    long, short = list(range(20)), [30, 10, 11, 12, 31]
+    assert guessed([*long, *short, *long[:13]], most=2) == [13, 14]
 
 
 def test_a_text_without_repetitions_is_drafted_next_to_nothing():
@@ -283,7 +284,9 @@ def test_a_text_that_begins_to_repeat_itself_is_drafted_soon():
     rng = np.random.default_rng(0)
     run = rng.integers(0, 1000, 60).tolist()
     drafter = Drafter(1000, [*rng.integers(0, 1000, 500).tolist(), *run, 7, *run[:12]])
-    assert drafter.propose(8) == run[12:20]
+    draft = drafter.propose(8)
+    assert draft == run[12 : 12 + len(draft)]
+    assert len(draft) >= 4
 
 
 @given(st.lists(st.integers(0, 3), max_size=300))
@@ -304,7 +307,7 @@ def test_memory_is_bounded_and_near_matches_survive():
     for _ in range(5 * REACH // 1000):
         drafter.extend(rng.integers(0, 5000, 1000).tolist())
     assert len(drafter._ids) < 2 * REACH
-    assert len(drafter._after) + len(drafter._older) <= 6 * REACH
+    assert len(drafter._after) + len(drafter._older) <= 3 * REACH
     recent = list(drafter._ids)[-REACH + 10 :][:20]
     drafter.extend(recent[:12])
     assert drafter.propose(4) == recent[12:16]
