@@ -3,8 +3,8 @@
 Models of a kind have one vocabulary and one variant, and differ in depth and width. Of untrained ones:
 
     seconds of a token   of four layers, narrow ones and a quarter, half and all of the largest width, for a
-                         line through points over the bytes that are read; and of two more depths, for what a
-                         layer costs beside its bytes
+                         line through points over the bytes that are read, another one for those whose head is
+                         screened; and of two more depths, for what a layer costs beside its bytes
     memory               fresh processes run the smallest and the largest
 
 Time is the processor's, so that it matters little what else the machine does. Nothing is kept.
@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from sdgm_edge.models import ModelConfig
 from sdgm_edge.runtime import Engine, measure_memory, pinned, time_graph
 
+from .screening import LEAST_WEIGHTS, is_large
 from .sizing import GraphSize, graph_size, untrained_bundle, untrained_graph
 from .variants import Variant, bundle_config
 
@@ -50,7 +51,9 @@ class Calibration:
     """Costs of one kind of models."""
 
     seconds: Sequence[Point]
-    """Of a token, for models of `DEPTH` layers, by the bytes that it reads."""
+    """Of a token, for models of `DEPTH` layers, by the bytes of the graph."""
+    screened: Sequence[Point]
+    """The same of models whose head is screened, by the bytes that are read; none where none is so large."""
     layer_seconds: float
     """What another layer adds to that, beside its bytes."""
     memory: Sequence[Point] | None
@@ -58,7 +61,9 @@ class Calibration:
 
     def tokens_per_second(self, depth: int, graph: GraphSize) -> float:
         """Return the speed of a model."""
-        return 1 / (line(self.seconds, graph.read) + (depth - DEPTH) * self.layer_seconds)
+        apart = _screened(graph) and self.screened
+        of_usual_depth = line(self.screened, graph.read) if apart else line(self.seconds, graph.total)
+        return 1 / (of_usual_depth + (depth - DEPTH) * self.layer_seconds)
 
     def peak(self, graph: GraphSize) -> int | None:
         """Return the peak of a process that generates, in bytes."""
@@ -86,8 +91,7 @@ def calibrate(
         MeasureError: a process died.
     """
     progress(f"{variant.name}: timing untrained models")
-    widths = sorted({max(STEP, largest * part // 4 // STEP * STEP) for part in (1, 2, 4)} | {2 * STEP})
-    family = [shape(DEPTH, width, vocab_size) for width in widths]
+    family = [shape(DEPTH, width, vocab_size) for width in _widths(vocab_size, largest, variant)]
     narrow = [shape(depth, NARROW, vocab_size) for depth in (SHALLOW, DEEP)]
     sizes = {config: graph_size(config, variant) for config in (*family, *narrow)}
     with pinned(1):
@@ -104,13 +108,32 @@ def calibrate(
     seconds = {
         config: 1 / median(rates) for config, rates in zip(engines, zip(*rounds, strict=True), strict=True)
     }
-    rising = accumulate((seconds[config] for config in family), max)
-    points = [(sizes[config].read, value) for config, value in zip(family, rising, strict=True)]
+    whole = [(sizes[config].total, seconds[config]) for config in family if not _screened(sizes[config])]
+    screened = [(sizes[config].read, seconds[config]) for config in family if _screened(sizes[config])]
     shallow, deep = narrow
-    same_bytes = line(points, sizes[deep].read) - line(points, sizes[shallow].read)
-    layer = (seconds[deep] - seconds[shallow] - same_bytes) / (DEEP - SHALLOW)
+    by_bytes = line(_rising(whole), sizes[deep].total) - line(_rising(whole), sizes[shallow].total)
+    layer = (seconds[deep] - seconds[shallow] - by_bytes) / (DEEP - SHALLOW)
     progress(f"{variant.name}: starting fresh processes")
-    return Calibration(points, max(0.0, layer), _memory(family, variant, sizes, tokenizer_json))
+    memory = _memory(family, variant, sizes, tokenizer_json)
+    return Calibration(_rising(whole), _rising(screened), max(0.0, layer), memory)
+
+
+def _widths(vocab_size: int, largest: int, variant: Variant) -> list[int]:
+    """Return the widths to measure: two at least with a head read whole, two or none with one screened."""
+    widths = {NARROW, *(max(STEP, largest * part // 4 // STEP * STEP) for part in (1, 2, 4))}
+    if is_large(shape(DEPTH, max(widths), vocab_size), variant.bits):
+        edge = (LEAST_WEIGHTS - 1) // vocab_size // STEP * STEP
+        widths |= {edge, edge + STEP, max(largest, edge + 2 * STEP)}
+    return sorted(widths)
+
+
+def _screened(size: GraphSize) -> bool:
+    return size.read < size.total
+
+
+def _rising(points: Sequence[Point]) -> list[Point]:
+    """Return points that do not fall, as measured ones may by chance."""
+    return list(zip((x for x, _ in points), accumulate((y for _, y in points), max), strict=True))
 
 
 def _memory(

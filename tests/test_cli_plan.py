@@ -14,7 +14,10 @@ from sdgm_edge.config import load_config
 from sdgm_edge.export import planning
 
 MADE_UP = Calibration(
-    seconds=[(0, 100e-6), (10_000_000, 400e-6)], layer_seconds=20e-6, memory=[(0, 75e6), (10_000_000, 95e6)]
+    seconds=[(0, 100e-6), (10_000_000, 400e-6)],
+    screened=[],
+    layer_seconds=20e-6,
+    memory=[(0, 75e6), (10_000_000, 95e6)],
 )
 SMALL = ("--budget", "2MB", "--vocab", "512", "--bits", "8")
 

@@ -8,7 +8,7 @@ import pytest
 import trained
 from sdgm_edge.export.calibration import Calibration, calibrate, line, shape
 from sdgm_edge.export.planning import Costs, Wishes, plan_model, plan_toml
-from sdgm_edge.export.sizing import graph_size, stand_in_tokenizer
+from sdgm_edge.export.sizing import GraphSize, graph_size, stand_in_tokenizer
 from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.config import load_config
@@ -18,6 +18,7 @@ from sdgm_edge.runtime import ConfigError, ParameterError, read_bundle
 
 MADE_UP = Calibration(
     seconds=[(0, 100e-6), (10_000_000, 400e-6)],
+    screened=[],
     layer_seconds=20e-6,
     memory=[(0, 75e6), (10_000_000, 95e6)],
 )
@@ -197,12 +198,34 @@ def test_a_line_goes_through_its_points_and_straight_on():
     assert (line(points, 0), line(points, 6)) == (0, 40)
 
 
+def test_models_with_a_screened_head_have_a_line_of_their_own():
+    measured = replace(MADE_UP, screened=[(1_000_000, 200e-6), (2_000_000, 300e-6)])
+    whole, screened = GraphSize(1_000_000, 1_000_000), GraphSize(9_000_000, 1_000_000)
+    assert measured.tokens_per_second(4, screened) == pytest.approx(5000)
+    assert measured.tokens_per_second(4, whole) == pytest.approx(1 / 130e-6)
+    assert measured.tokens_per_second(6, whole) == pytest.approx(1 / 170e-6)
+    assert MADE_UP.tokens_per_second(4, screened) == pytest.approx(1 / 370e-6)
+
+
+@pytest.mark.parametrize("largest", [64, 128, 160, 192, 512])
+def test_both_lines_have_two_points_at_least(largest):
+    edge = 128  # 65,536 · 128 weights are the first that are screened
+    widths = calibration._widths(65_536, largest, VARIANTS[8])
+    assert widths == sorted(set(widths))
+    assert sum(width < edge for width in widths) >= 2
+    assert sum(width >= edge for width in widths) >= 2 or largest < edge
+    assert min(widths) >= 32
+    assert not calibration.is_large(shape(4, 96, 65_536), 8)
+    assert calibration.is_large(shape(4, edge, 65_536), 8)
+
+
 def test_calibration_measures_models_of_the_kind(monkeypatch):
     monkeypatch.setattr(calibration, "TOKENS", 4)
     told = []
     measured = calibrate(VARIANTS[8], 300, 128, stand_in_tokenizer(300), told.append)
     sizes = [graph_size(shape(4, width, 300), VARIANTS[8]) for width in (32, 64, 128)]
-    assert [x for x, _ in measured.seconds] == [size.read for size in sizes]
+    assert [x for x, _ in measured.seconds] == [size.total for size in sizes]
+    assert measured.screened == []
     values = [y for _, y in measured.seconds]
     assert values[0] > 0
     assert values == sorted(values)
