@@ -5,9 +5,12 @@ It is imported when the first graph is opened and not before, with its telemetry
 execution provider a session really has is asked of the session: the list of available ones names CUDA
 wherever the GPU package is installed, with a GPU or without.
 
-One thread by default: a token of a small model takes less time than waking a second one. No arena and no
-memory pattern: they gain nothing at T = 1, and keep the memory of the longest prompt for ever. After loading,
-freed memory is given back to the system where the C library can, which is as much as the model itself.
+One thread by default: a token of a small model takes less time than waking a second one. The memory of a run
+is planned, one block for each shape of the inputs, and comes from ONNX Runtime's arena: a token takes a tenth
+to a seventh less time (edge-nano 111 and 94 µs, edge-small 315 and 286), and after prompts of all lengths a
+process holds no more than without. Planned without the arena it holds 90 MB more; the arena alone gains
+nothing. What logits of many tokens leave in the arena is given back (`TIDY`). After loading, freed memory is
+given back to the system where the C library can, which is as much as the model itself.
 """
 
 import ctypes
@@ -30,6 +33,8 @@ INSTALL_GPU = "pip uninstall -y onnxruntime && pip install 'sdgm-edge[gpu]'"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _QUIET = 4  # ONNX Runtime's log severity: fatal alone; what fails is raised as well
 _MOST_THREADS = 1024
+TIDY = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+"""An entry of a run's options: give the arena's memory back afterwards."""
 
 
 class Opened(NamedTuple):
@@ -152,7 +157,7 @@ def save_optimized(graph: Path | bytes, target: Path) -> None:
 def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = True
     options.log_severity_level = _QUIET
     return options
 

@@ -3,6 +3,7 @@ import onnx
 import pytest
 import tiny
 from sdgm_edge.runtime.engine import Blend, Engine
+from sdgm_edge.runtime.providers import TIDY
 
 from sdgm_edge.runtime import BundleError, Generator
 
@@ -111,3 +112,22 @@ def test_the_engine_refuses_what_the_session_would_have_checked(engine):
     assert isinstance(engine, Engine)
     with pytest.raises(BundleError, match="the graph fails"):
         engine.last([1], np.zeros((1, 3), np.float32))
+
+
+def test_room_for_many_logits_is_given_back(engine, monkeypatch):
+    class Recorded:
+        def __init__(self, session):
+            self.session, self.options = session, []
+
+        def run(self, outputs, feeds, *options):
+            self.options.append([o.get_run_config_entry(TIDY[0]) for o in options])
+            return self.session.run(outputs, feeds, *options)
+
+    monkeypatch.setattr(engine, "_session", session := Recorded(engine._session))
+    few, _ = engine.all([1, 2, 3], engine.zeros())
+    monkeypatch.setattr("sdgm_edge.runtime.engine._MANY_LOGITS", 2 * tiny.VOCAB)
+    many, _ = engine.all([1, 2, 3], engine.zeros())
+    engine.all([1, 2, 3], engine.zeros(), 1)
+    engine.last([1, 2, 3], engine.zeros())
+    assert session.options == [[], [TIDY[1]], [], []]
+    np.testing.assert_array_equal(many, few)

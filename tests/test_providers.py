@@ -108,13 +108,13 @@ def test_a_broken_onnxruntime_says_why(monkeypatch):
         onnxruntime.cache_clear()
 
 
-def test_the_cpu_runs_with_one_thread_and_little_memory():
+def test_the_cpu_runs_with_one_thread_and_planned_memory():
     opened = open_graph(GRAPH, "m", providers="cpu")
     assert (opened.provider, opened.reason) == ("cpu", "asked for")
     options = opened.session.get_session_options()
     assert options.intra_op_num_threads == 1
-    assert not options.enable_cpu_mem_arena
-    assert not options.enable_mem_pattern
+    assert options.enable_cpu_mem_arena
+    assert options.enable_mem_pattern
     assert open_graph(GRAPH, "m", threads=2).session.get_session_options().intra_op_num_threads == 2
 
 
