@@ -339,6 +339,7 @@ def inspect(
         "name": manifest.name,
         "model_id": manifest.model_id,
         "default": manifest.default,
+        "num_parameters": manifest.num_parameters,
         "vocab_size": config.vocab_size,
         "state_bytes": 4 * config.state_size,
         "mixing_size": config.mixing_size,
