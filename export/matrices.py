@@ -190,7 +190,8 @@ class Matrix:
         """
         g, step, zero = self.g, np.float32(1 / 127), np.uint8(128)
         largest = g.op("ReduceMax", g.op("Abs", x), ints(-1), keepdims=1)
-        codes = g.op("QuantizeLinear", g.op("Div", x, largest), step, zero)
+        # ONNX Runtime's own node: 1.23 does not know that of opset 23 on a processor.
+        codes = g.op("QuantizeLinear", g.op("Div", x, largest), step, zero, domain=CONTRIB)
         # Folded when the graph is loaded.
         weight = g.op("Transpose", self._weight, perm=(1, 0)) if self._by_rows else self._weight
         y = g.op("MatMulIntegerToFloat", codes, weight, step, self._scales, zero, domain=CONTRIB)
