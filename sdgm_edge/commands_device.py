@@ -54,9 +54,7 @@ def generate(
         float | None, typer.Option("--temp", "--temperature", help="0 is greedy, 1 the model's own.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest tokens of this share; 1 keeps all.")
-    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest of this share; 1: all.")] = None,
     min_p: Annotated[
         float | None, typer.Option(help="Keep tokens this times as likely as the likeliest.")
     ] = None,
@@ -73,12 +71,7 @@ def generate(
     candidates: Annotated[
         int, typer.Option("--candidates", "-c", help="Texts to generate, with seeds that follow each other.")
     ] = 1,
-    draft: Annotated[
-        int | None,
-        typer.Option(
-            help="Guess so many tokens where the text repeats itself, and check them at once; 0: off."
-        ),
-    ] = None,
+    draft: Annotated[int | None, typer.Option(help="Guess so many tokens and check them at once.")] = None,
     prior_strength: Annotated[
         float | None, typer.Option(help="0 to 1: how far to move to draws from the mixture.")
     ] = None,
@@ -141,14 +134,11 @@ def generate(
             texts = [_write(generator, text, state, silent=as_json, heal=heal, cancel=cancel, **params)]
         interrupted = cancel()
     for number, generation in enumerate(texts):
-        timing = generation.timing
+        t = generation.timing
         log.info(
             "%d tokens read and the first chosen in %.3f s, then %.0f tokens/s; ended by %s",
-            timing.prompt_tokens,
-            timing.prompt_seconds,
-            timing.tokens_per_second,
-            generation.finish_reason,
-        )
+            t.prompt_tokens, t.prompt_seconds, t.tokens_per_second, generation.finish_reason,
+        )  # fmt: skip
         if drafted := generation.drafted:
             log.info("%d of %d drafted tokens were right", drafted.accepted, drafted.proposed)
         if as_json:
