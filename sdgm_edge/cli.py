@@ -219,6 +219,9 @@ def export(
     drafts: Annotated[
         bool, typer.Option("--drafts", help="Round int8 token by token, so that it can be drafted exactly.")
     ] = False,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Write generate.onnx too: the decoding loop as a graph.")
+    ] = False,
     max_loss_increase: Annotated[
         str, typer.Option(help="Most that a variant may lose in bits per byte on held-out text.")
     ] = "1%",
@@ -236,6 +239,7 @@ def export(
         out,
         [*(bits or []), *([8] if quantize else [])] or [32],
         head=head,
+        loop=loop,
         atoms=atoms,
         drafts=drafts,
         force=force,
