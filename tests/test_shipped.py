@@ -1,0 +1,53 @@
+"""The model that comes with the package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from sdgm_edge.config import load_config
+from sdgm_edge.runtime import pretrained, read_bundle, verify
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 12e6
+
+
+def test_it_is_small_and_whole():
+    bundle = read_bundle(pretrained())
+    assert pretrained().stat().st_size <= LIMIT
+    assert list(bundle.manifest.variants) == ["int8"]
+    assert verify(pretrained()).ok
+
+
+def test_it_speaks_where_no_model_is_named(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sdgm_edge",
+        "generate",
+        "-p",
+        "The game",
+        "-n",
+        "8",
+        "-s",
+        "1",
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["model"] == str(pretrained())
+    assert len(told["tokens"]) == 8
+
+
+def test_its_card_is_of_this_model():
+    bundle = read_bundle(pretrained())
+    card = (ROOT / "models/pretrained/README.md").read_text(encoding="utf-8")
+    assert f"{bundle.manifest.num_parameters / 1e6:.1f} million parameters" in card
+    assert f"{pretrained().stat().st_size / 1e6:.1f} MB" in card
+    assert f"a state of {bundle.config.state_size * 4 / 1e3:.0f} KB" in card
+    assert "CC BY-SA" in card
+
+
+def test_it_is_what_its_recipe_describes():
+    described = load_config(Path("wikitext-2")).model
+    assert read_bundle(pretrained()).config.model == described.to_dict()
