@@ -147,7 +147,11 @@ def test_slip_of_ours_asks_for_a_report() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
 def test_interrupt() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMANDS, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", COMMANDS, "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
