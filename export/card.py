@@ -13,7 +13,7 @@ from .screening import Screening
 TEMPLATE = """\
 # {name}
 
-A Spectral Dictionary language model: no attention, constant memory. {parameters:,} parameters,
+A Spectral Dictionary language model, in constant memory. {parameters:,} parameters,
 {num_layers} {layer} layer{s} of {num_atoms} atoms, width {width}, vocabulary {vocab_size:,}. The whole state
 of a text is {state:,} numbers ({kilobytes:.1f} KB), however long it is.
 

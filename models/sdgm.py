@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class SDGM(LanguageModel):
-    """A language model without attention, in constant memory.
+    """A language model in constant memory, whose layers have no attention.
 
     >>> from sdgm_edge.models import SDGM, preset
     >>> model = SDGM(preset("edge-nano", vocab_size=300))
