@@ -270,7 +270,7 @@ def test_full_disk_leaves_no_shard(text: Path, cache: Path, monkeypatch: pytest.
     documents = open_documents([text], cache)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        CorpusError, match=r"shard-.*\.bin cannot be written: No space left on device; free some"
+        CorpusError, match=r"shard-.*\.bin: cannot be written: No space left on device; free some"
     ):
         build_shard(documents, train_bpe(["x"], 257), cache)
     assert not list(cache.iterdir())

@@ -134,7 +134,7 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_save_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be written: .*; free some space"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot be written: .*; free some space"):
         BPE.save(tmp_path / "file" / "tokenizer.json")
 
 
