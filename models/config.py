@@ -68,10 +68,9 @@ class ModelConfig:
                 f"model.residual = false is the paper's single layer, got num_layers = {self.num_layers}: "
                 "set num_layers = 1 or residual = true"
             )
-        if not self.spectral and (self.copy_window or not self.residual):
+        if not self.spectral and not self.residual:
             raise ValueError(
-                f"model.layer {self.layer!r} has a residual stream and no pointer, got residual = "
-                f"{self.residual}, copy_window = {self.copy_window}: set residual = true and copy_window = 0"
+                f"model.layer {self.layer!r} has a residual stream, got residual = false: set residual = true"
             )
 
     @property

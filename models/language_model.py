@@ -1,4 +1,4 @@
-"""What every language model here has in common: an embedding that is also the head, a state in one vector.
+"""What every language model here has in common: embedding, head and pointer, and a state in one vector.
 
 Inside, time comes first (T, B, ·): a step of the whole batch is then one contiguous block. A sequence's whole
 state is one float32 vector of S numbers, zeros at the start; `ModelConfig.state_layout` names its pieces.
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import ModelConfig
-from .pointer import Pointed, mixed_log_probs
+from .layers import LockedDropout
+from .pointer import Pointed, PointerHead, mixed_log_probs
 
 
 class Output(NamedTuple):
@@ -45,12 +46,28 @@ class Features(NamedTuple):
 
 
 class LanguageModel(nn.Module, ABC):
-    """A model that reads windows of tokens and carries all that it remembers in one vector."""
+    """A model that reads windows of tokens and carries all that it remembers in one vector.
 
-    config: ModelConfig
-    embedding: nn.Embedding
+    A subclass adds its layers and then, by `_add_head`, what stands behind them: checkpoints number the
+    parameters in that order.
+    """
+
+    norm: nn.Module
+    pointer: PointerHead | None
     bias: nn.Parameter
     """Of the logits; their weights are the embedding's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.dropout = LockedDropout(config.dropout)
+
+    def _add_head(self, norm: nn.Module) -> None:
+        self.norm = norm
+        self.pointer = PointerHead(self.config) if self.config.copy_window else None
+        self.bias = nn.Parameter(torch.zeros(self.config.vocab_size))
+        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.config.width))
 
     @abstractmethod
     def features(self, ids_TB: Tensor, state_BS: Tensor) -> Features:
@@ -99,6 +116,18 @@ class LanguageModel(nn.Module, ABC):
     def scores(self, hidden: Tensor) -> Tensor:
         """Return the vocabulary's logits (…, V) from the softmax's input (…, D)."""
         return functional.linear(hidden, self.embedding.weight, self.bias)
+
+    def _head(
+        self, x_TBD: Tensor, ids_TB: Tensor, pieces: dict[str, Tensor]
+    ) -> tuple[Tensor, Pointed | None]:
+        """Return the softmax's input, and what the pointer copies; `pieces` get its new state."""
+        hidden: Tensor = self.dropout(self.norm(x_TBD))
+        if self.pointer is None:
+            return hidden, None
+        names = [f"copy.{name}" for name in self.pointer.state_names]
+        pointed, new = self.pointer(hidden, ids_TB, self.embedding, *(pieces[name] for name in names))
+        pieces.update(zip(names, new, strict=True))
+        return pointed.hidden_TBD, pointed
 
     def _logits(self, hidden_TBD: Tensor, pointed: Pointed | None) -> Tensor:
         logits = self.scores(hidden_TBD)

@@ -1,4 +1,4 @@
-"""The Spectral Dictionary Generative Model: embedding, spectral layers, head.
+"""The Spectral Dictionary Generative Model: spectral layers between embedding and head.
 
 Shapes: T time, B batch, D width, V vocabulary, M mixing vector, S state.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .clock import ClockAtoms
 from .config import ModelConfig
 from .language_model import Features, LanguageModel
 from .layers import GatedUnit, LockedDropout
-from .pointer import Pointed, PointerHead
 from .ringing import RingingAtoms
 
 
@@ -49,6 +47,7 @@ class Block(nn.Module):
 class SDGM(LanguageModel):
     """A language model in constant memory, whose layers have no attention.
 
+    >>> import torch
     >>> from sdgm_edge.models import SDGM, preset
     >>> model = SDGM(preset("edge-nano", vocab_size=300))
     >>> model(torch.tensor([[1, 2, 3]])).logits_BTV.shape
@@ -56,15 +55,9 @@ class SDGM(LanguageModel):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        super().__init__(config)
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.num_layers))  # type: ignore[assignment]
-        self.norm = nn.RMSNorm(config.width, eps=1e-6) if config.residual else nn.Identity()
-        self.pointer = PointerHead(config) if config.copy_window else None
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.dropout = LockedDropout(config.dropout)
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(config.width))
+        self._add_head(nn.RMSNorm(config.width, eps=1e-6) if config.residual else nn.Identity())
         self._initialise()
 
     def _initialise(self) -> None:
@@ -107,14 +100,3 @@ class SDGM(LanguageModel):
         if clock:
             pieces["clock"] = (pieces["clock"] + steps) % self.config.window
         return x, rebuilt, mixing
-
-    def _head(
-        self, x_TBD: Tensor, ids_TB: Tensor, pieces: dict[str, Tensor]
-    ) -> tuple[Tensor, Pointed | None]:
-        hidden = self.dropout(self.norm(x_TBD))
-        if self.pointer is None:
-            return hidden, None
-        names = [f"copy.{name}" for name in self.pointer.state_names]
-        pointed, new = self.pointer(hidden, ids_TB, self.embedding, *(pieces[name] for name in names))
-        pieces.update(zip(names, new, strict=True))
-        return pointed.hidden_TBD, pointed

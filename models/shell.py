@@ -1,9 +1,9 @@
-"""The language model around a mixer: embedding, pre-norm residual blocks, tied head.
+"""The language model around a mixer: pre-norm residual blocks between embedding and head.
 
     x ← x + mixer(norm(x));   x ← x + unit(norm(x))
 
-Everything but the mixer is what an SDGM of ringing atoms has, so that a comparison is one of mixers; GPT-2
-brings its own norm and unit.
+Everything but the mixer is what an SDGM of ringing atoms has, the pointer too, so that a comparison is one
+of mixers; GPT-2 brings its own norm and unit. Where a window ends, layers begin afresh; the pointer goes on.
 
 Shapes: T time, B batch, D width, S state, L window.
 """
@@ -49,24 +49,19 @@ class MixerModel(LanguageModel):
     """A language model of any mixer in the registry."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         kind = MIXERS[config.layer]
-        self.config = config
         self.state_names = [name for name, _ in kind.layout(config)]
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.window, config.width) if kind.windowed else None
         self.blocks: Sequence[MixerBlock] = nn.ModuleList(
             MixerBlock(config, kind) for _ in range(config.num_layers)
         )  # type: ignore[assignment]
-        self.norm = kind.norm(config.width, eps=1e-6)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.dropout = LockedDropout(config.dropout)
+        self._add_head(kind.norm(config.width, eps=1e-6))
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=1 / math.sqrt(self.config.width))
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=1 / math.sqrt(self.config.width))
         for name, weight in self.named_parameters():  # as in an SDGM, what a layer adds shrinks with depth
             if name.endswith((".output.weight", ".contract.weight")):
                 nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1] * 2 * len(self.blocks)))
@@ -76,9 +71,9 @@ class MixerModel(LanguageModel):
         pieces = self.unpack(state_BS)
         embedded = self._embed(ids_TB)
         layers = self._layers if self.positions is None else self._windows
-        hidden = self.dropout(self.norm(layers(embedded, pieces)))
+        hidden, pointed = self._head(layers(embedded, pieces), ids_TB, pieces)
         none = hidden.new_empty((*ids_TB.shape, 0))
-        return Features(hidden, None, none, embedded, none, self.pack(pieces))
+        return Features(hidden, pointed, none, embedded, none, self.pack(pieces))
 
     def _layers(self, x_TBD: Tensor, pieces: dict[str, Tensor], position: int = 0) -> Tensor:
         x_TBD = self.dropout(x_TBD)

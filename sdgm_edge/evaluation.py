@@ -121,8 +121,8 @@ def overlapping_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: in
         length = min(2 * half, num_scored - int(begin[0]))
         places = begin[:, None] + np.arange(length + 1)
         block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(model.embedding.weight.device).T
-        features = model.features(block_TB[:-1], model.initial_state(len(begin)))
-        scored = features._replace(hidden_TBD=features.hidden_TBD[half:])
+        state = model.features(block_TB[:half], model.initial_state(len(begin))).state_BS
+        scored = model.features(block_TB[half:-1], state)
         total += float(vocabulary_nll(scored, model, block_TB[1 + half :]))
     model.train(was_training)
     return total

@@ -28,10 +28,12 @@ def away_from_its_start(module):
     return module.eval()
 
 
-@pytest.fixture(params=MIXERS, scope="module")
+@pytest.fixture(params=itertools.product(MIXERS, (0, 6)), scope="module", ids=lambda p: f"{p[0]}-{p[1]}")
 def model(request):
+    """Every baseline, with a plain head and with one that copies from the last 6 tokens."""
+    layer, copy_window = request.param
     torch.manual_seed(1)
-    return away_from_its_start(build_model(config(request.param)))
+    return away_from_its_start(build_model(config(layer, copy_window=copy_window, copy_width=5)))
 
 
 def tokens(batch, steps, seed=0):
@@ -156,10 +158,24 @@ def test_heads_are_about_64_wide_and_divide_the_width():
     assert [num_heads(width) for width in (12, 64, 128, 100, 260, 768)] == [1, 1, 2, 1, 4, 12]
 
 
-def test_a_baseline_has_neither_dictionary_nor_pointer():
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [name for name, mixer in MIXERS.items() if mixer.windowed])
+def test_a_pointer_sees_across_the_windows_of_a_windowed_mixer(layer):
+    torch.manual_seed(1)
+    model = away_from_its_start(build_model(config(layer, copy_window=5, copy_width=4)))
+    ids = tokens(1, 2 * WINDOW)
+    changed = ids.clone()
+    changed[0, WINDOW - 1] = (changed[0, WINDOW - 1] + 1) % VOCABULARY
+    difference = (model(ids).logits_BTV - model(changed).logits_BTV).abs().amax(-1)[0]
+    end = WINDOW + 5  # the key of the next token is made of what the changed one left behind
+    assert difference[WINDOW:end].min() > 1e-4
+    assert difference[end:].max() < 1e-5
+
+
+def test_a_baseline_has_no_dictionary_and_always_a_residual_stream():
     assert (config("gpt2").mixing_size, config("gpt2").spectral) == (0, False)
-    with pytest.raises(ValueError, match="'gpt2' has a residual stream and no pointer, got residual = True"):
-        config("gpt2", copy_window=4)
+    with pytest.raises(ValueError, match="'gpt2' has a residual stream, got residual = false: set residual"):
+        config("gpt2", residual=False, num_layers=1)
 
 
 def test_the_mixer_in_the_docs_is_one(monkeypatch):

@@ -97,10 +97,11 @@ def test_cosine_of_the_reconstruction_is_that_of_the_whole_text():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("copy_window", [0, 3])
 @pytest.mark.parametrize("num_tokens", [2, 4, 5, 9, 10, 150])
-def test_overlapping_windows_score_every_token_once_with_half_a_window_before_it(num_tokens):
+def test_overlapping_windows_score_every_token_once_with_half_a_window_before_it(num_tokens, copy_window):
     torch.manual_seed(0)
-    shape = {"layer": "gpt2", "width": 16, "window": 8, "glu_width": 16}
+    shape = {"layer": "gpt2", "width": 16, "window": 8, "glu_width": 16, "copy_window": copy_window}
     model = build_model(ModelConfig(vocab_size=40, **shape))
     tokens = np.random.default_rng(0).integers(0, 40, num_tokens)
     expected = 0.0

@@ -15,6 +15,7 @@ from sdgm_edge.models import MIXERS, ModelConfig, build_model
 from sdgm_edge.runtime import ParityError, Stepper
 
 WINDOW, STEPS = 32, 85
+POINTER = {"copy_window": 20, "copy_width": 6}
 BASE = {"num_layers": 2, "width": 24, "num_atoms": 7, "conv_width": 3, "window": WINDOW, "glu_width": 10}
 
 
@@ -42,9 +43,10 @@ def held(layer, bits, **changes):
 
 
 @pytest.mark.parametrize("layer", GRAPHS)
-def test_float32_computes_and_remembers_what_torch_does(layer):
+@pytest.mark.parametrize("head", [{}, POINTER], ids=["plain", "pointer"])
+def test_float32_computes_and_remembers_what_torch_does(layer, head):
     for seed in range(3):
-        assert check_parity(VARIANTS[32], model(layer), stepper(layer), STEPS, seed) <= 1e-4
+        assert check_parity(VARIANTS[32], model(layer, **head), stepper(layer, **head), STEPS, seed) <= 1e-4
 
 
 @pytest.mark.parametrize("layer", GRAPHS)
@@ -65,27 +67,29 @@ def test_heads_of_no_multiple_of_8_are_filled_up():
 
 
 @pytest.mark.parametrize("layer", GRAPHS)
-def test_int8_computes_what_torch_does_with_the_same_rounded_weights(layer):
-    assert check_parity(VARIANTS[8], held(layer, 8), stepper(layer, 8), STEPS) > 0
+@pytest.mark.parametrize("head", [{}, POINTER], ids=["plain", "pointer"])
+def test_int8_computes_what_torch_does_with_the_same_rounded_weights(layer, head):
+    assert check_parity(VARIANTS[8], held(layer, 8, **head), stepper(layer, 8, **head), STEPS) > 0
 
 
 @pytest.mark.parametrize("layer", GRAPHS)
-def test_parity_fails_on_any_perturbed_weight(layer):
-    perturbed = held(layer, 32)
+@pytest.mark.parametrize("head", [{}, POINTER], ids=["plain", "pointer"])
+def test_parity_fails_on_any_perturbed_weight(layer, head):
+    perturbed = held(layer, 32, **head)
     unnoticed = []
     for name, parameter in perturbed.named_parameters():
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.mul_(1.05).add_(0.01)
         try:
-            check_parity(VARIANTS[32], perturbed, stepper(layer), STEPS)
+            check_parity(VARIANTS[32], perturbed, stepper(layer, **head), STEPS)
             unnoticed.append(name)
         except ParityError:
             pass
         with torch.no_grad():
             parameter.copy_(kept)
     assert unnoticed == []
-    check_parity(VARIANTS[32], perturbed, stepper(layer), STEPS)
+    check_parity(VARIANTS[32], perturbed, stepper(layer, **head), STEPS)
 
 
 def test_gpt2_goes_on_beyond_its_window_as_with_a_longer_table_of_positions():

@@ -14,15 +14,17 @@ from sdgm_edge.models import (
 
 @pytest.mark.parametrize("layer", ["ringing", "clock", *MIXERS])
 @pytest.mark.parametrize("budget", [200_000, 4_000_000, 23_000_000])
-def test_a_model_has_the_size_that_is_asked_for(layer, budget):
-    config = sized(layer, budget, vocab_size=1000, window=64, dropout=0.1)
+@pytest.mark.parametrize("copy_window", [0, 64])
+def test_a_model_has_the_size_that_is_asked_for(layer, budget, copy_window):
+    config = sized(layer, budget, vocab_size=1000, window=64, dropout=0.1, copy_window=copy_window)
     assert count_parameters(config) == pytest.approx(budget, rel=0.05)
     assert (config.layer, config.window, config.dropout) == (layer, 64, 0.1)
+    assert config.copy_window == copy_window
 
 
 def test_what_is_counted_is_what_is_built():
-    for layer in ("ringing", "gpt2", "fnet"):
-        config = sized(layer, 100_000, vocab_size=300)
+    for layer, copy_window in (("ringing", 0), ("gpt2", 0), ("gpt2", 9), ("fnet", 9)):
+        config = sized(layer, 100_000, vocab_size=300, copy_window=copy_window)
         assert count_parameters(config) == build_model(config).num_parameters
 
 

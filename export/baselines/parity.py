@@ -1,8 +1,8 @@
 """Parity of a baseline: its graph says what the model says, and remembers what it remembers.
 
 Torch reads a text whole, the graph the same in pieces of odd lengths, its caches in place as they are when it
-is measured; a model that reads in windows begins again where one ends. Torch has the weights as the variant
-holds them, so what is left is the rounding of activations.
+is measured; a model that reads in windows begins again where one ends, but for its pointer. Torch has the
+weights as the variant holds them, so what is left is the rounding of activations.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..gates import ORDINARY, difference
 from ..variants import Variant
 from . import GRAPHS
 from .mixer import piece
+from .shell import pieces_of
 
 LENGTHS = (1, 1, 2, 3, 7, 16, 61)
 
@@ -67,14 +68,14 @@ def run_torch(model: MixerModel, ids_T: Array) -> dict[str, Array]:
     logits, _, state = model(torch.from_numpy(ids_T)[None])
     for handle in handles:
         handle.remove()
-    outputs, kept = {"logits": logits[0].numpy()}, GRAPHS[model.config.layer].pieces(model.config)
-    pieces = model.unpack(state)
+    graph, pieces = GRAPHS[model.config.layer], model.unpack(state)
     for i, block in enumerate(model.blocks):
         own = tuple(pieces[piece(i, name)] for name in model.state_names)
         seen_TD = inputs[i][-1] if model.config.windowed else torch.cat(inputs[i])
-        carried = GRAPHS[model.config.layer].carried(block.mixer, own, seen_TD, len(seen_TD))
-        outputs |= {piece(i, name): value.numpy() for name, value in carried.items() if name in kept}
-    return outputs
+        carried = graph.carried(block.mixer, own, seen_TD, len(seen_TD))
+        pieces |= {piece(i, name): value for name, value in carried.items()}
+    kept = {name: pieces[name].numpy() for name in pieces_of(model.config, graph)}
+    return {"logits": logits[0].numpy(), **kept}
 
 
 def run_graph(
@@ -82,16 +83,17 @@ def run_graph(
 ) -> dict[str, Array]:
     """Return the same from the graph: what is fed alone by steps, the rest in calls."""
     window = model.config.window if model.config.windowed else len(ids_T)
+    names = pieces_of(model.config, GRAPHS[model.config.layer])
     logits = []
+    stepper.reset()
     for begin in range(0, len(ids_T), window):
+        pointed = {name: stepper.piece(name).copy() for name in names if name.startswith("copy.")}
         stepper.reset()
+        for name, kept in pointed.items():  # which goes on where a window ends
+            stepper.piece(name)[:] = kept
         left = ids_T[begin : begin + window].tolist()
         while left:
             length = int(rng.choice(LENGTHS))
             taken, left = left[:length], left[length:]
             logits.append(stepper.step(*taken)[None].copy() if length == 1 else stepper.read_all(taken))
-    outputs = {"logits": np.concatenate(logits)}
-    for i in range(model.config.num_layers):
-        for name in GRAPHS[model.config.layer].pieces(model.config):
-            outputs[piece(i, name)] = stepper.piece(piece(i, name))
-    return outputs
+    return {"logits": np.concatenate(logits), **{name: stepper.piece(name) for name in names}}

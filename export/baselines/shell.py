@@ -9,8 +9,9 @@ and written only beyond that; `ring:128` is that of a *ring* of so many places, 
 buffer may be bound as X and as `next_X` of these, and nothing is copied. All zeros is the start of a text.
 
 `position` counts the tokens so far. A model that reads in windows is fed from zeros again where a window
-ends; fed further, it goes on with its positions from the first, so that what a longer window would cost can
-be measured. A call takes up to a chunk of tokens, and does not cross a multiple of the mixer's block.
+ends, all but `copy.…`, the pointer's; fed further, it goes on with its positions from the first, so that what
+a longer window would cost can be measured. A call takes up to a chunk of tokens, and does not cross a
+multiple of the mixer's block.
 
 Shapes: T time, D width, V vocabulary, L window.
 """
@@ -25,16 +26,17 @@ import onnx_ir as ir
 from sdgm_edge.models import MIXERS, ModelConfig
 
 from ..builder import IR_VERSION, Array, Builder, ints
+from ..head import logits
 from ..layers import NORM_EPSILON, Trace, asked, gated_unit, norm
 from ..matrices import Plan, Precision
 from ..variants import Variant
-from .mixer import POSITION, MixerGraph, times
+from .mixer import POSITION, MixerGraph, Pieces, piece, times
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 CHUNK = 128
 """Most tokens that any call takes."""
 MATRICES = {"distance", "input", "key_value", "output", "query", "rise", "select", "strike"} | {
-    "expand", "contract"
+    "expand", "contract", "key", "merge"
 }  # fmt: skip
 """Besides the embedding, what has one of these names is a matrix whose precision a plan decides."""
 
@@ -46,13 +48,19 @@ def plan_of(variant: Variant, weights: Mapping[str, Array]) -> dict[str, Precisi
     return {"embedding.weight": variant.embedding, **dict.fromkeys([*matrices, *named], variant.matrices)}
 
 
+def pieces_of(config: ModelConfig, mixer: MixerGraph) -> Pieces:
+    """Return names and shapes of all that the graph of a model remembers, but the position."""
+    own = {piece(i, name): shape for i in range(config.num_layers)
+           for name, shape in mixer.pieces(config).items()}  # fmt: skip
+    return own | {name: (1, *shape) for name, shape in config.state_layout if name.startswith("copy.")}
+
+
 def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Array], plan: Plan) -> ir.Model:
     """Return the graph of a baseline whose matrices have the precisions of the plan."""
     g = Builder()
     ids = g.input("ids", INT64, (1, "time"))
     start = g.input("start", INT64, (), np.array(0, np.int64))
-    pieces = {f"layers.{i}.{name}": shape for i in range(config.num_layers)
-              for name, shape in mixer.pieces(config).items()}  # fmt: skip
+    pieces = pieces_of(config, mixer)
     state = {POSITION: g.input(POSITION, INT64, (1,))}
     state |= {name: g.input(name, FLOAT, shape) for name, shape in pieces.items()}
     num_steps = g.op("Shape", ids, start=1, end=2)
@@ -78,8 +86,8 @@ def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Ar
         with g.at(f"layers.{i}"):
             x = _block(t, mixer, i, x)
     with g.at("head"):
-        logits = embedding.product(_norm(t, "norm", x), weights["bias"])
-    g.output("logits", logits, FLOAT, (1, "asked", config.vocab_size))
+        said = logits(t, embedding, _norm(t, "norm", x))
+    g.output("logits", said, FLOAT, (1, "asked", config.vocab_size))
     with g.at("state"):
         after = g.op("Add", state[POSITION], num_steps)
     g.output(f"next_{POSITION}", after, INT64, (1,))
@@ -89,12 +97,15 @@ def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Ar
 
 
 def _block(t: Trace, mixer: MixerGraph, i: int, x: ir.Value) -> ir.Value:
-    """Return the stream after a block; the last one's unit runs where logits are asked for, as in an SDGM."""
+    """Return the stream after a block.
+
+    The last one's unit runs where logits are asked for, or everywhere for a pointer, as in an SDGM.
+    """
     g, weights = t.g, f"blocks.{i}"
     with g.at("mixer"):
         mixed = mixer.mix(t, i, _norm(t, f"{weights}.norm", x))
     x = g.op("Add", x, mixed)
-    if i == t.config.num_layers - 1:
+    if i == t.config.num_layers - 1 and not t.config.copy_window:
         with g.at("asked"):
             x = asked(t, x)
     if not t.config.glu_width:
