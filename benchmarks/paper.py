@@ -107,7 +107,8 @@ class Paper:
         outcomes = {name: self._compare(name, entries[name], terms[name]) for name in entries}
         made = make_report(outcomes["best"], terms["best"], self.corpus)
         about = {**made.about, "minutes asked for": self.minutes}
-        report = Report({k: v for k, v in about.items() if k not in ("protocol", "training", "matched in")})
+        of_one_part = ("protocol", "pointer", "training", "matched in")
+        report = Report({name: value for name, value in about.items() if name not in of_one_part})
         report.notes.extend(made.notes)
         for name, titles in (
             ("paper", {"The paper's model and baselines, on the same text": papers,
@@ -272,6 +273,7 @@ def main() -> None:
     parser.add_argument("--params", default="400k", help="parameters of each model")
     parser.add_argument("--vocab-size", type=int, default=1024, help="tokens of the bpe vocabulary")
     parser.add_argument("--window", type=int, default=128, help="tokens of a training window")
+    parser.add_argument("--copy-window", type=int, help="tokens that all can copy; none: the protocol's")
     parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch")
     parser.add_argument("--contexts", default="0,1024", help="tokens after which decoding is measured")
     parser.add_argument("--baselines", default=",".join(MIXERS), help="models beside the SDGM")
@@ -299,6 +301,7 @@ def main() -> None:
             num_parameters=parse_budget(options.params),
             training={"batch_size": options.batch_size},
             window=options.window,
+            copy_window=options.copy_window,
             device=options.device,
         )
         Paper(

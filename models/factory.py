@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """What a layer has other than the rest: a width of 64, as many atoms, units of 128, convolutions of 4."""
 
-TOLERANCE = 0.05
+SIZE_TOLERANCE = 0.05
 """How far from the number of parameters that is asked for, as a part of it, a model may be."""
 
 
@@ -88,10 +88,10 @@ def scaled(shape: ModelConfig, num_parameters: int) -> ModelConfig:
         one = count_parameters(replace(best, glu_width=best.glu_width + 1)) - count
         best = replace(best, glu_width=max(1, best.glu_width + round((num_parameters - count) / one)))
     got = count_parameters(best)
-    if abs(got / num_parameters - 1) > TOLERANCE:
+    if abs(got / num_parameters - 1) > SIZE_TOLERANCE:
         raise ValueError(
             f"no {shape.layer} model of {shape.num_layers} layers has {num_parameters:,} parameters within "
-            f"{TOLERANCE:.0%}: the nearest has {got:,}, with a vocabulary of {shape.vocab_size:,}; "
+            f"{SIZE_TOLERANCE:.0%}: the nearest has {got:,}, with a vocabulary of {shape.vocab_size:,}; "
             "ask for more parameters or a smaller vocabulary"
         )
     return best

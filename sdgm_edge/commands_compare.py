@@ -31,6 +31,10 @@ def compare(
     ] = "",
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
     window: Annotated[int, typer.Option(help="Tokens of a training window.")] = 128,
+    copy_window: Annotated[
+        int | None,
+        typer.Option(help="Recent tokens that every model can copy; 0 for none. Default: the protocol's."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How often each is trained.")] = 1,
     tokenizer: Annotated[str, typer.Option(help="bpe, or word for the published protocol.")] = "bpe",
     vocab_size: Annotated[int, typer.Option(help="Tokens of a bpe vocabulary.")] = 4096,
@@ -81,6 +85,7 @@ def compare(
         protocol=protocol,
         training={name: value for name, value in training.items() if value is not None},
         window=window,
+        copy_window=copy_window,
         minutes=minutes,
         device=device,
         precision=precision,

@@ -11,16 +11,20 @@ A KEY is a field of the model, the loss or the training, or a short name of one:
 
 The *protocol* says how all are trained. `paper` is the paper's set-up: Adam at 1e-3, at most 10 epochs, early
 stop, the literal SDGM and its composite loss. `best` is the product's: ringing atoms, AdamW with a cosine
-schedule, averaged weights. Baselines have the likelihood alone as their loss in both.
+schedule, averaged weights. Baselines have the likelihood alone as their loss in both. All models have a
+pointer or none has: that of the protocol's SDGM, unless the terms say otherwise.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -72,10 +76,18 @@ class Terms:
     training: Mapping[str, Any] | None = None
     """Fields of the training that differ from the protocol's, such as `epochs`."""
     window: int = 128
+    copy_window: int | None = None
+    """Recent tokens that every model's head can copy; None for those of the protocol's SDGM."""
     minutes: float = 0.0
     """Train every model for so long, in place of so many epochs; 0 for epochs."""
     device: str = "auto"
     precision: str = "auto"
+
+    @property
+    def pointer(self) -> int:
+        """Tokens that every model's head can copy, unless its entry says otherwise."""
+        of_protocol = PRESET_RUNS[PROTOCOLS[self.protocol]].model.copy_window
+        return of_protocol if self.copy_window is None else self.copy_window
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +171,12 @@ def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
     if name != "sdgm" and name not in MIXERS:
         raise ConfigError(f"--models: expected sdgm, ablations, {', '.join(MIXERS)}, got {name!r}")
     base = PRESET_RUNS[PROTOCOLS[terms.protocol]]
-    settings: dict[str, Any] = {"vocab_size": terms.vocab_size, "window": terms.window}
-    settings["dropout"] = base.model.dropout
+    settings: dict[str, Any] = {
+        "vocab_size": terms.vocab_size,
+        "window": terms.window,
+        "dropout": base.model.dropout,
+        "copy_window": terms.pointer,
+    }
     try:
         if name == "sdgm" and terms.protocol == "paper":
             model = scaled(preset("paper", **settings), terms.num_parameters)
@@ -288,18 +304,32 @@ def _process(module: str, *arguments: str) -> str:
     Raises:
         KeyboardInterrupt: a signal came, here or there.
     """
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
-    try:
-        code = process.wait()
-    except BaseException:
-        process.terminate()  # it finishes its step and saves
-        process.wait()
-        raise
+    with _terminable():
+        process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # it finishes its step and saves
+            process.wait()
+            raise
     if code == 130:
         raise KeyboardInterrupt
     if code < 0:
         return f"was killed by signal {-code} (out of memory?)"
     return f"ended with code {code}" if code else ""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, which alone would leave what runs beneath behind; in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 
 from sdgm_edge.compare import Outcome, Terms, summarize
+from sdgm_edge.models import SIZE_TOLERANCE
 from sdgm_edge.runtime import RunError, replacing
 from sdgm_edge.shards import Corpus
 
 NOTES = (
     "Word perplexity and bits per byte compare between tokenizers, token perplexity does not.",
     "Every token of the validation text is scored once, from its first to its last, state carried along; "
-    "models that read in windows (gpt2, linformer, fnet) begin each window afresh; they "
-    "have a second figure, for windows that overlap by half, at twice the cost.",
+    "models that read in windows (gpt2, linformer, fnet) begin each window afresh, all but their pointer; "
+    "they have a second figure, for windows that overlap by half, at twice the cost.",
     "± is the sample standard deviation over seeds. Training tokens/s is the median over steps, validation "
     "left out. Peak memory is that of the training process, validation included, or of its GPU.",
     "Cosine is between an embedding and its reconstruction x̂, over the validation text; SDGMs have one.",
@@ -112,7 +113,14 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What the figures mean."""
-        return [*NOTES, *(INFERENCE_NOTES if len(self.tables) > 1 else ())]
+        return [*NOTES, *(INFERENCE_NOTES if len(self.tables) > 1 else ()), *self._other_sizes()]
+
+    def _other_sizes(self) -> list[str]:
+        """Tell which entries are larger or smaller than the rest, by settings of their own."""
+        asked = self.about["parameters asked for"]
+        shares = [(row["entry"], (row["num_parameters"] or asked) / asked - 1) for row in self.rows]
+        off = ", ".join(f"{entry} ({share:+.0%})" for entry, share in shares if abs(share) > SIZE_TOLERANCE)
+        return [f"Not of the size that was asked for, by their own settings: {off}."] if off else []
 
     def _inference_columns(self) -> list[Column]:
         contexts = sorted({context for row in self.rows for context in row["contexts"]})
@@ -159,6 +167,7 @@ def make_report(outcomes: Sequence[Outcome], terms: Terms, corpus: Corpus) -> Re
         "tokenizer": f"{corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens",
         "parameters asked for": terms.num_parameters,
         "protocol": terms.protocol,
+        "pointer": f"over {terms.pointer} tokens" if terms.pointer else "none",
         "training": ", ".join(f"{name} {value}" for name, value in (terms.training or {}).items())
         or "as the protocol says",
         "matched in": f"time, {terms.minutes:g} minutes each" if terms.minutes else "text",

@@ -5,10 +5,10 @@ import importlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from test_training import StopAfter
@@ -32,11 +32,13 @@ from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
 from sdgm_edge.models import MIXERS, count_parameters
 from sdgm_edge.report import COLUMNS, make_report
+from sdgm_edge.run import locked
 from sdgm_edge.runtime import ConfigError, ContextCost, DivergedError, ParityError, RunError
 from sdgm_edge.shards import prepare_corpus
 from sdgm_edge.training import Interrupted
 from sdgm_edge.trial import Result, Trial, run_trial, write_json
 
+PAPER = Path(__file__).resolve().parent.parent / "benchmarks/paper.py"
 LINE = "the cat sat on the mat and the dog lay on the rug by the fire.\n"
 
 
@@ -127,12 +129,15 @@ def test_entries_are_trained_at_several_rates(terms):
 
 @pytest.mark.parametrize("protocol", ["paper", "best"])
 @pytest.mark.parametrize("entry", ["sdgm", *MIXERS])
-def test_all_share_their_terms_and_their_size(terms, protocol, entry):
-    terms = dataclasses.replace(terms, protocol=protocol, num_parameters=100_000)
+@pytest.mark.parametrize("copy_window", [None, 0, 9])
+def test_all_share_their_terms_and_their_size(terms, protocol, entry, copy_window):
+    terms = dataclasses.replace(terms, protocol=protocol, num_parameters=100_000, copy_window=copy_window)
     ours, config = entry_config("sdgm", terms, seed=3), entry_config(entry, terms, seed=3)
     assert config.training == ours.training
     assert config.corpus == ours.corpus
     assert (config.model.window, config.model.dropout) == (8, ours.model.dropout)
+    of_protocol = {"paper": 128, "best": 0}[protocol]
+    assert config.model.copy_window == (of_protocol if copy_window is None else copy_window)
     assert count_parameters(config.model) == pytest.approx(100_000, rel=0.05)
     assert (config.training.seed, config.training.max_steps) == (3, 6)
     if entry != "sdgm":
@@ -172,6 +177,7 @@ def test_ablations_change_what_they_say_and_nothing_else(terms, protocol):
         ("sdgm:K=many", "num_atoms must be a number, got 'many'"),
         ("sdgm:residual=1", "residual must be true or false, got '1'"),
         ("gpt2:alpha=1", "a model of layer 'gpt2' has no dictionary"),
+        ("lstm:copy_window=-1", "model.copy_window must be a whole number of at least 0, got -1"),
         ("lstm:K=0", "model.num_atoms must be a whole number of at least 1"),
     ],
 )
@@ -317,31 +323,67 @@ class Ticking:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
-def test_an_interrupted_comparison_leaves_a_checkpoint(place, terms, tmp_path, monkeypatch):
-    endless = dataclasses.replace(terms, training={"max_steps": 100_000, "batch_size": 4})
-    seen, start = {}, subprocess.Popen
+@pytest.mark.parametrize("command", ["compare", "paper"])
+def test_a_comparison_that_is_terminated_leaves_a_checkpoint_and_no_process(place, tmp_path, command):
+    """Takes long: a comparison and its training are real processes, as a signal finds them."""
+    out, text = tmp_path / "out", place / "text.txt"
+    if command == "compare":
+        program, run = ["-m", "sdgm_edge", "compare", text, "--models", "lstm"], out / "lstm-seed0"
+        size = ["--vocab-size", 270, "--max-steps", 100_000, "--no-inference"]
+    else:
+        (tmp_path / "data").mkdir()
+        for name in ("train", "valid"):
+            (tmp_path / f"data/{name}.txt").write_text(LINE * 2000)
+        program, run = [PAPER, "--data", tmp_path / "data"], out / "pace/sdgm-seed0"
+        size = ["--vocab-size", 270, "--minutes", 1000, "--batch-size", 4]
+    asked = [
+        *program,
+        *size,
+        "--params",
+        "20k",
+        "--window",
+        8,
+        "--copy-window",
+        4,
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, asked)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "SDGM_EDGE_CACHE": str(place / "cache")},
+    )
+    log = run / "log.csv"
+    while not log.exists() or log.read_text().count("\n") < 3:
+        time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read().decode()
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 130
+    assert list((run / "checkpoints").glob("last-*"))
+    assert Trial.read(run).config.model.copy_window == 4
+    with locked(run):  # which the training held
+        assert Result.read(run) is None, "so that it goes on"
 
-    class Waited:
-        def __init__(self, command):
-            self.process = start(command)
 
-        def wait(self):
-            log = tmp_path / "lstm-seed0/log.csv"
-            while not seen and self.process.poll() is None:
-                time.sleep(0.05)
-                if log.exists() and log.read_text().count("\n") > 2:
-                    seen["log"] = True
-                    raise KeyboardInterrupt
-            return self.process.wait()
-
-        def terminate(self):
-            self.process.send_signal(signal.SIGTERM)
-
-    monkeypatch.setattr("sdgm_edge.compare.subprocess.Popen", Waited)
-    with pytest.raises(KeyboardInterrupt):
-        compare(["lstm"], endless, tmp_path, place / "cache")
-    assert seen
-    assert list((tmp_path / "lstm-seed0/checkpoints").glob("last-*"))
+def test_every_model_can_have_a_pointer(place, terms, corpus, here, monkeypatch):
+    cost = ContextCost(tokens_per_second=9.0, tokens_per_second_by_clock=9.0, peak=10**8, first_token=0.5)
+    monkeypatch.setattr("sdgm_edge.export.inference.measure_context", lambda *what, **how: cost)
+    pointing = dataclasses.replace(terms, copy_window=6)
+    entries = ["sdgm", "gpt2", "lstm", "lstm:copy_window=0"]
+    outcomes = compare(entries, pointing, place / "pointing", place / "cache", contexts=(0,))
+    assert [o.result.status for o in outcomes] == ["finished"] * 4
+    assert all(o.inference.graph_bytes > 1000 for o in outcomes)
+    assert outcomes[1].result.overlapping_word_perplexity > 1
+    *sized, changed = (o.result.num_parameters for o in outcomes)
+    assert sized == [pytest.approx(20_000, rel=0.05)] * 3
+    report = make_report(outcomes, pointing, corpus)
+    assert report.about["pointer"] == "over 6 tokens"
+    note = f"by their own settings: lstm:copy_window=0 ({changed / 20_000 - 1:+.0%})."
+    assert note in report.markdown()
+    assert "by their own settings" not in make_report(outcomes[:3], pointing, corpus).markdown()
 
 
 def test_a_model_that_diverges_is_reported_as_diverged(terms, corpus, tmp_path, monkeypatch):
