@@ -73,6 +73,11 @@ class TrainingConfig:
     """`cosine` (to zero) or `constant`, after the warm-up."""
     warmup: float = 0.03
     """Part of all steps in which the learning rate rises."""
+    sampled_words: int = 0
+    """Words drawn for each step to stand for all that are no targets in it, for quick steps with a large
+    vocabulary; 0 for the whole vocabulary."""
+    exact_part: float = 0.2
+    """With `sampled_words`: the last part of all steps, which takes the whole vocabulary."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no limit."""
     ema_decay: float = 0.998
@@ -96,6 +101,7 @@ class TrainingConfig:
             ("early_stop", 0),
             ("valid_steps", 0),
             ("seed", 0),
+            ("sampled_words", 0),
         ):
             _expect_int(f"training.{name}", getattr(self, name), least)
         _expect_int("training.num_components", self.num_components, 1)
@@ -111,6 +117,7 @@ class TrainingConfig:
             ("beta2", 1.0),
             ("dynamics_rate", 100.0),
             ("warmup", 1.0),
+            ("exact_part", 1.0),
             ("clip", math.inf),
             ("ema_decay", 1.0),
             ("checkpoint_minutes", math.inf),

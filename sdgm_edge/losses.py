@@ -23,9 +23,11 @@ from sdgm_edge.models import Features, LanguageModel, copy_log_probs
 
 N_FFT, HOP = 256, 64
 LOGITS_AT_ONCE = 1 << 21
-"""Logits in one chunk: 8 MiB of float32, which a processor's cache holds …"""
+"""Logits in one chunk …"""
 LEAST_ROWS = 512
 """… but not fewer tokens than this, or adding up the gradient of a large vocabulary would cost more."""
+IN_CACHE = 1 << 18
+"""Logits that a processor works on at once: 1 MiB of float32, which its cache holds from pass to pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,9 @@ class _VocabularyNLL(torch.autograd.Function):
     """Sum of −log p(target) over tokens, chunk by chunk; the gradient is made in the same pass.
 
     p is the softmax over the vocabulary or, where a pointer gives the log shares of both, its gated mixture
-    with what is copied. A chunk's logits become its gradient in place: two copies of a chunk, never more.
+    with what is copied. Of a chunk there is one copy, in the precision of the products: its logits become
+    e^(logit − largest) in place, a few rows at a time, in float32. What is constant in a row of the gradient
+    share · (softmax − one-hot) is left to the narrow side of the products.
     """
 
     @staticmethod
@@ -72,35 +76,40 @@ class _VocabularyNLL(torch.autograd.Function):
         low_hidden, low_weight = hidden.detach().to(dtype), weight.detach().to(dtype)
         total = hidden.new_zeros((), dtype=torch.float64)
         said_share = torch.ones(len(targets), device=hidden.device)
+        scale = torch.empty_like(said_share)  # share / normaliser
+        rows = min(len(targets), max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight)))
+        few = max(1, IN_CACHE // len(weight)) if device == "cpu" else rows
+        buffer = low_hidden.new_empty(rows, len(weight))
         grads = None
         if any(ctx.needs_input_grad):  # type: ignore[attr-defined]
             grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
-        rows = max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight))
-
-        def chunk(part: slice) -> Tensor:
-            """Return Σ log p(target) of some rows, having made their gradient."""
-            target = targets[part, None]
-            logits = (low_hidden[part] @ low_weight.T).float().add_(bias)
-            top = logits.amax(1, keepdim=True)
-            log_p = (logits.gather(1, target) - top).squeeze(1)
-            normaliser = logits.sub_(top).exp_().sum(1)
-            log_p = log_p - normaliser.log()
-            if log_gate is not None and log_copy is not None:
-                said = log_gate[part] + log_p
-                log_p = torch.logaddexp(said, log_copy[part])
-                said_share[part] = torch.exp(said - log_p)
-            if grads is not None:  # ∂/∂logits = share · (softmax − one-hot)
-                share = said_share[part, None]
-                grad = logits.mul_(share / normaliser[:, None]).scatter_add_(1, target, -share)
-                low_grad = grad.to(dtype)
-                grads[0][part] = low_grad @ low_weight
-                grads[1].add_(low_grad.T @ low_hidden[part])
-                grads[2].add_(grad.sum(0))
-            return log_p.sum()
-
         for start in range(0, len(targets), rows):
-            total -= chunk(slice(start, start + rows))
+            part = slice(start, min(start + rows, len(targets)))
+            scores = torch.mm(low_hidden[part], low_weight.T, out=buffer[: part.stop - start])
+            for first in range(start, part.stop, few):
+                some = slice(first, min(first + few, part.stop))
+                own = scores[first - start : some.stop - start]
+                logits = own.float().add_(bias)
+                top = logits.amax(1, keepdim=True)
+                log_p = (logits.gather(1, targets[some, None]) - top).squeeze(1)
+                normaliser = logits.sub_(top).exp_().sum(1)
+                log_p -= normaliser.log()
+                if log_gate is not None and log_copy is not None:
+                    said = log_gate[some] + log_p
+                    log_p = torch.logaddexp(said, log_copy[some])
+                    said_share[some] = torch.exp(said - log_p)
+                total -= log_p.sum()
+                if grads is not None:
+                    scale[some] = said_share[some] / normaliser
+                    grads[2].addmv_(logits.T, scale[some])
+                    own.copy_(logits)
+            if grads is not None:
+                grads[0][part] = scores @ low_weight
+                grads[1].add_(scores.T @ (hidden[part] * scale[part, None]).to(dtype))
         if grads is not None:
+            grads[0].mul_(scale[:, None]).addcmul_(weight[targets], said_share[:, None], value=-1)
+            grads[1].index_add_(0, targets, hidden * said_share[:, None], alpha=-1)
+            grads[2].index_add_(0, targets, said_share, alpha=-1)
             ctx.save_for_backward(*grads, said_share)
         ctx.has_copy = log_gate is not None  # type: ignore[attr-defined]
         return total.float()
@@ -112,22 +121,47 @@ class _VocabularyNLL(torch.autograd.Function):
         return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, gate, copy
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # chunk by chunk, with its own gradient
-def vocabulary_nll(features: Features, model: LanguageModel, targets_TB: Tensor) -> Tensor:
-    """Return the sum of −log p(target) over a window, in bounded memory."""
+def sample_words(targets: Tensor, vocab_size: int, num_sampled: int) -> tuple[Tensor, Tensor]:
+    """Return the words that stand for a vocabulary, sorted, and the log of how many each stands for.
+
+    All targets are there, for themselves alone; of the other words `num_sampled` are drawn, each as likely as
+    any. So the sum of weight · e^logit over these words is that over the vocabulary on average.
+    """
+    is_target = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
+    is_target[targets.flatten()] = True
+    others = (~is_target).nonzero().squeeze(1)
+    drawn = others[torch.randperm(len(others), device=targets.device)[:num_sampled]]
+    log_weight = torch.zeros(vocab_size, device=targets.device)
+    log_weight[drawn] = math.log(max(1, len(others)) / max(1, len(drawn)))
+    is_target[drawn] = True
+    words = is_target.nonzero().squeeze(1)
+    return words, log_weight[words]
+
+
+def vocabulary_nll(
+    features: Features, model: LanguageModel, targets_TB: Tensor, sampled_words: int = 0
+) -> Tensor:
+    """Return the sum of −log p(target) over a window, in bounded memory.
+
+    With `sampled_words` the normaliser is estimated from the targets and so many other words, drawn by
+    torch's generator: quicker, and its logarithm a little too low on average. A vocabulary that has no more
+    words is taken whole.
+    """
     log_gate = log_copy = None
-    weights: tuple[Tensor, Tensor] = model.embedding.weight, model.bias
+    targets = targets_TB.flatten()
+    weight: Tensor = model.embedding.weight
+    bias: Tensor = model.bias
     if not torch.is_grad_enabled():  # weights that could have a gradient would be given one even so
-        weights = weights[0].detach(), weights[1].detach()
+        weight, bias = weight.detach(), bias.detach()
+    if 0 < sampled_words < len(weight):
+        words, log_weight = sample_words(targets, len(weight), sampled_words)
+        weight, bias = weight[words], bias[words] + log_weight
+        targets = torch.searchsorted(words, targets)
     if features.pointed is not None:
         log_gate = features.pointed.log_gate_TB.flatten()
         log_copy = (features.pointed.log_copy_TB + copy_log_probs(features.pointed, targets_TB)).flatten()
     total: Tensor = _VocabularyNLL.apply(  # type: ignore[no-untyped-call]
-        features.hidden_TBD.flatten(0, 1),
-        *weights,
-        targets_TB.flatten(),
-        log_gate,
-        log_copy,
+        features.hidden_TBD.flatten(0, 1), weight, bias, targets, log_gate, log_copy
     )
     return total
 
@@ -168,6 +202,8 @@ class Objective(nn.Module):
     def __init__(self, model: LanguageModel, weights: LossWeights, num_components: int) -> None:
         super().__init__()
         self.model, self.weights = model, weights
+        self.sampled_words = 0
+        """Words drawn to estimate the normaliser, 0 for all; may change from step to step."""
         M = model.config.mixing_size
         self.register_buffer("prior_log_weights", torch.full((num_components,), -math.log(num_components)))
         self.register_buffer("prior_means", torch.zeros(num_components, M))
@@ -179,7 +215,7 @@ class Objective(nn.Module):
         loss = f.hidden_TBD.new_zeros((), dtype=torch.float32)
         language = reconstruction = spectrum = prior = None
         if w.language:
-            language = vocabulary_nll(f, self.model, targets_BT.T) / targets_BT.numel()
+            language = self._language(f, targets_BT)
             loss = loss + w.language * language
         if w.reconstruction:
             reconstruction = functional.mse_loss(f.rebuilt_TBD.float(), f.embedded_TBD.float())
@@ -191,6 +227,10 @@ class Objective(nn.Module):
             prior = -self.prior_log_density(f.mixing_TBM.flatten(0, 1)).mean()
             loss = loss + w.prior * prior
         return Terms(loss, language, reconstruction, spectrum, prior), f
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # chunk by chunk, with its own gradient
+    def _language(self, features: Features, targets_BT: Tensor) -> Tensor:
+        return vocabulary_nll(features, self.model, targets_BT.T, self.sampled_words) / targets_BT.numel()
 
     def prior_log_density(self, c_NM: Tensor) -> Tensor:
         """Return log p(c) under the diagonal mixture, (N,)."""

@@ -34,8 +34,8 @@ from sdgm_edge.compare import Terms, entry_config
 from sdgm_edge.config import CorpusConfig, TrainingConfig
 from sdgm_edge.models import LanguageModel, ModelConfig, build_model
 from sdgm_edge.optimizers import Optimizer, learning_rate
+from sdgm_edge.process import pick_device
 from sdgm_edge.runtime import ConfigError
-from sdgm_edge.training import pick_device
 from sdgm_edge.trial import write_json
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +33,10 @@ from sdgm_edge.models import Features, build_model
 from sdgm_edge.optimizers import Optimizer, learning_rate
 from sdgm_edge.parallel import Group, joined
 from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
+from sdgm_edge.process import keep_memory, pick_device, stopping, supports_bf16
 from sdgm_edge.recorder import Recorder, draw_curve
 from sdgm_edge.run import load_weights, locked, read_run_config
-from sdgm_edge.runtime import CheckpointError, DivergedError, ProviderError, RunError, replacing
+from sdgm_edge.runtime import CheckpointError, DivergedError, RunError, replacing
 from sdgm_edge.shards import Corpus
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def train(
     compiled: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Summary:
-    """Train a model into a run folder.
+    """Train a model into a run folder. On a CPU the process keeps what memory it was given, to its end.
 
     Raises:
         RunError: the folder is in use, or holds a run and `resume` is not asked for.
@@ -96,6 +95,8 @@ def train(
         Interrupted: a signal came; the run was saved and can be resumed.
     """
     place = pick_device(device)
+    if place.type == "cpu":
+        keep_memory()
     with joined(place) as group, locked(folder) if group.leads else nullcontext():
         if resume:
             config = read_run_config(folder)
@@ -103,29 +104,8 @@ def train(
             config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
         trainer = Trainer(config, corpus, folder, place, group, precision, compiled)
         trainer.open(resume)
-        with _signals() as stopped:
+        with stopping() as stopped:
             return trainer.run(stopped, on_step)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ProviderError(
-            "no CUDA device is available to torch: use --device cpu, or install a CUDA build of torch"
-        )
-    if name == "cuda":
-        torch.cuda.set_device(local := int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("cuda", local)
-    return torch.device(name)
-
-
-def supports_bf16(device: torch.device) -> bool:
-    """Tell whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class Trainer:
@@ -249,6 +229,8 @@ class Trainer:
         if index == 0 or not t.carry_state:
             self.state = torch.zeros_like(self.state)
         torch.manual_seed((t.seed * 1_000_003 + self.step) * self.group.world + self.group.rank)
+        exact = self.step >= (1 - t.exact_part) * self.total
+        self.objective.sampled_words = 0 if exact else t.sampled_words
         with self.autocast:
             terms, features = self.objective(inputs, targets, self.state)
         self.state = features.state_BS.detach()
@@ -402,24 +384,3 @@ def _words(corpus: Corpus) -> int:
 def _write_text(path: Path, text: str) -> None:
     with replacing(path, CheckpointError) as file:
         file.write(text.encode())
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets: the step under way is finished. A second SIGINT stops at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def stop(number: int, frame: object) -> None:
-        if stopped.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

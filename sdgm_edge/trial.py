@@ -24,6 +24,7 @@ from sdgm_edge import checkpoint, training
 from sdgm_edge.config import RunConfig
 from sdgm_edge.evaluation import overlapping_nll, reconstruction_cosine, total_nll
 from sdgm_edge.parallel import Group
+from sdgm_edge.process import pick_device
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run
 from sdgm_edge.runtime import DivergedError, RunError, Score, SdgmError, replacing
@@ -131,7 +132,7 @@ def run_trial(
             on_step=watched,
         )
         result = _measured(folder, corpus, summary, memory, trial.device)
-        on_cpu = training.pick_device(trial.device).type == "cpu"  # a GPU's steps end later than they return
+        on_cpu = pick_device(trial.device).type == "cpu"  # a GPU's steps end later than they return
         if result.tokens_per_second is None and len(ended) > 1 and on_cpu:
             tokens = config.training.batch_size * config.model.window
             a_step = median(after - before for before, after in itertools.pairwise(ended))
@@ -162,7 +163,7 @@ def _for_minutes(trial: Trial, corpus: Corpus, folder: Path) -> RunConfig:
     """Return the config with as many steps as fit the minutes, from the speed of a few."""
     model = replace(trial.config.model, vocab_size=corpus.tokenizer.vocab_size)
     config = replace(trial.config, model=model)
-    place = training.pick_device(trial.device)
+    place = pick_device(trial.device)
     trainer = training.Trainer(config, corpus, folder, place, Group(), trial.precision, False)
     for _ in range(WARM_STEPS):
         trainer.train_step()
@@ -178,7 +179,7 @@ def _for_minutes(trial: Trial, corpus: Corpus, folder: Path) -> RunConfig:
 def _measured(
     folder: Path, corpus: Corpus, summary: training.Summary, memory: int | None, device: str
 ) -> Result:
-    run = load_run(folder, str(training.pick_device(device)))
+    run = load_run(folder, str(pick_device(device)))
     valid, unknown = corpus.valid, None
     if corpus.tokenizer.kind == "word":
         unknown = corpus.tokenizer.token_id(UNKNOWN)

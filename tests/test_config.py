@@ -37,6 +37,11 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("[corpus]\nvocab_size = 10", "corpus.vocab_size must be a whole number of at least 257"),
         ("[training]\nlearning_rate = 0.0", "training.learning_rate must be a number above 0"),
         ('[training]\nclip = "much"', r"training.clip must be a number in \[0, inf\), got 'much'"),
+        (
+            "[training]\nsampled_words = -1",
+            "training.sampled_words must be a whole number of at least 0, got -1",
+        ),
+        ("[training]\nexact_part = 1.5", r"training.exact_part must be a number in \[0, 1.0\), got 1.5"),
         ('[training]\noptimizer = "sgd"', "training.optimizer must be adamw, adam or muon"),
         ('[training]\nschedule = "step"', "training.schedule must be cosine or constant"),
         ("[model]\nlayer = 'fnet'\n[loss]\nprior = 1.0", "a model of layer 'fnet' has no dictionary"),

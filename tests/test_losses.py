@@ -3,11 +3,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from sdgm_edge.models.pointer import mixed_log_probs
 from sklearn.mixture import GaussianMixture
-from tolerances import GRADIENT, LOG_DENSITY, SPECTRUM
+from tolerances import BF16, GRADIENT, LOG_DENSITY, SPECTRUM
 
 from sdgm_edge import losses
-from sdgm_edge.losses import HOP, N_FFT, LossWeights, Objective, stft_magnitude, vocabulary_nll
+from sdgm_edge.losses import (
+    HOP,
+    N_FFT,
+    LossWeights,
+    Objective,
+    sample_words,
+    stft_magnitude,
+    vocabulary_nll,
+)
 from sdgm_edge.models import SDGM, ModelConfig
 from sdgm_edge.prior import Reservoir, fit_mixture, install
 
@@ -29,9 +38,10 @@ def batch(steps=33, sequences=3):
 
 
 @pytest.mark.parametrize("copy_window", [0, 9])
-@pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_vocabulary_nll_and_its_gradient_are_those_of_the_plain_softmax(copy_window, rows, monkeypatch):
+@pytest.mark.parametrize(("rows", "few"), [(1, 1), (7, 3), (7, 7), (1000, 10), (1000, 1000)])
+def test_vocabulary_nll_and_its_gradient_are_those_of_the_plain_softmax(copy_window, rows, few, monkeypatch):
     monkeypatch.setattr(losses, "LEAST_ROWS", 1)
+    monkeypatch.setattr(losses, "IN_CACHE", few * VOCABULARY)
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", rows * VOCABULARY)
     model = make_model(copy_window)
     ids, targets = batch()
@@ -46,6 +56,24 @@ def test_vocabulary_nll_and_its_gradient_are_those_of_the_plain_softmax(copy_win
         torch.testing.assert_close(a, e, atol=GRADIENT * max(1, scale), rtol=GRADIENT, msg=f"{name} differs")
 
 
+def test_the_loss_in_bf16_is_near_that_in_float32_and_so_is_its_gradient(monkeypatch):
+    monkeypatch.setattr(losses, "LEAST_ROWS", 20)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 0)
+    monkeypatch.setattr(losses, "IN_CACHE", 3 * VOCABULARY)
+    model = make_model(copy_window=9)
+    ids, targets = batch()
+    features = model.features(ids.T, model.initial_state(3))
+    head = [model.embedding.weight, model.bias]
+    exact = vocabulary_nll(features, model, targets.T)
+    exact_grads = torch.autograd.grad(exact, head, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = vocabulary_nll(features, model, targets.T)
+    assert low.item() == pytest.approx(exact.item(), rel=BF16)
+    for a, e in zip(torch.autograd.grad(low, head), exact_grads, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, e, atol=BF16 * e.abs().max().item(), rtol=0)
+
+
 @pytest.mark.parametrize("copy_window", [0, 9])
 def test_a_score_is_the_loss_without_the_work_of_its_gradient(copy_window, monkeypatch):
     model = make_model(copy_window)
@@ -57,6 +85,57 @@ def test_a_score_is_the_loss_without_the_work_of_its_gradient(copy_window, monke
         monkeypatch.setattr(torch, "zeros_like", made.append)  # a gradient begins as zeros
         assert torch.equal(vocabulary_nll(features, model, targets.T), expected)
     assert made == []
+
+
+def test_sampled_words_are_the_targets_and_others_that_stand_for_the_rest_without_bias():
+    torch.manual_seed(0)
+    targets = torch.tensor([[3, 7], [7, 49]])
+    exponentials = torch.randn(VOCABULARY, dtype=torch.float64).mul(2).exp()
+    estimates = []
+    for _ in range(3000):
+        words, log_weight = sample_words(targets, VOCABULARY, 10)
+        weight = dict(zip(words.tolist(), log_weight.exp().tolist(), strict=True))
+        assert len(words) == 13
+        assert (weight[3], weight[7], weight[49]) == (1, 1, 1)
+        assert words.tolist() == sorted(weight)
+        estimates.append((exponentials[words] * log_weight.exp()).sum().item())
+    error = np.std(estimates) / math.sqrt(len(estimates))
+    assert np.mean(estimates) == pytest.approx(exponentials.sum().item(), abs=3 * error)
+    assert error < 0.02 * exponentials.sum()
+
+
+@pytest.mark.parametrize("copy_window", [0, 9])
+def test_the_gradient_with_sampled_words_is_that_of_the_weighted_softmax_over_them(copy_window):
+    model = make_model(copy_window)
+    ids, targets = batch(steps=4)
+    features = model.features(ids.T, model.initial_state(3))
+    torch.manual_seed(1)
+    words, log_weight = sample_words(targets, VOCABULARY, 12)
+    absent = torch.full((VOCABULARY,), -math.inf).index_copy(0, words, log_weight)
+    logits_TBV = model.scores(features.hidden_TBD) + absent
+    log_p = torch.log_softmax(logits_TBV, dim=-1)
+    if features.pointed is not None:
+        log_p = mixed_log_probs(features.pointed, logits_TBV)
+    expected = -log_p.gather(-1, targets.T[:, :, None]).sum()
+    expected_grads = torch.autograd.grad(expected, list(model.parameters()), retain_graph=True)
+    torch.manual_seed(1)
+    got = vocabulary_nll(features, model, targets.T, sampled_words=12)
+    got_grads = torch.autograd.grad(got, list(model.parameters()))
+    assert got.item() == pytest.approx(expected.item(), rel=1e-6)
+    for (name, _), a, e in zip(model.named_parameters(), got_grads, expected_grads, strict=True):
+        scale = e.abs().max().item()
+        torch.testing.assert_close(a, e, atol=GRADIENT * max(1, scale), rtol=GRADIENT, msg=f"{name} differs")
+
+
+def test_more_sampled_words_than_there_are_give_the_loss_itself():
+    model = make_model()
+    ids, targets = batch(steps=4)
+    features = model.features(ids.T, model.initial_state(3))
+    exact = vocabulary_nll(features, model, targets.T)
+    assert torch.equal(vocabulary_nll(features, model, targets.T, VOCABULARY), exact)
+    nearly = vocabulary_nll(features, model, targets.T, VOCABULARY - 1)  # all others are drawn
+    assert nearly.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert vocabulary_nll(features, model, targets.T, 5).item() != pytest.approx(exact.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", [5, 128, 300])

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from sdgm_edge import checkpoint
+from sdgm_edge import checkpoint, losses
 from sdgm_edge.config import load_config
+from sdgm_edge.losses import vocabulary_nll
 from sdgm_edge.optimizers import learning_rate
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run, locked, new_folder, newest_run
-from sdgm_edge.runtime import CheckpointError, CorpusError, DivergedError, ProviderError, RunError
+from sdgm_edge.runtime import CheckpointError, CorpusError, DivergedError, RunError
 from sdgm_edge.shards import prepare_corpus
-from sdgm_edge.training import Interrupted, pick_device, train
+from sdgm_edge.training import Interrupted, train
 
 TINY = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 16, "window": 16, "dropout": 0.2}
 
@@ -67,8 +68,13 @@ PAPER = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 0, "window":
 
 @pytest.mark.parametrize(
     ("preset", "model", "loss", "training"),
-    [("edge-nano", {}, {}, {}), ("edge-nano", {}, {}, {"optimizer": "muon"}), ("paper", PAPER, LOSSES, {})],
-    ids=["edge", "edge, by muon", "paper, all losses"],
+    [
+        ("edge-nano", {}, {}, {}),
+        ("edge-nano", {}, {}, {"optimizer": "muon"}),
+        ("edge-nano", {"copy_window": 8}, {}, {"sampled_words": 40}),
+        ("paper", PAPER, LOSSES, {}),
+    ],
+    ids=["edge", "edge, by muon", "edge, sampled words", "paper, all losses"],
 )
 def test_resumed_is_bit_for_bit_the_uninterrupted_run(corpus, tmp_path, preset, model, loss, training):
     settings = config(preset, model, loss, valid_steps=5, early_stop=0, **training)
@@ -104,6 +110,20 @@ def test_training_learns_and_leaves_a_whole_run(corpus, tmp_path):
     rows = read_log(tmp_path / "run/log.csv")
     assert float(rows[0]["loss"]) > float([row for row in rows if row["loss"]][-1]["loss"])
     assert [row["step"] for row in rows if row["valid_token_perplexity"]] == ["50", "100", "150"]
+
+
+def test_words_are_sampled_until_the_last_part_and_never_in_validation(corpus, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(features, model, targets, sampled_words=0):
+        asked.append(sampled_words if torch.is_grad_enabled() else "validation")
+        return vocabulary_nll(features, model, targets, sampled_words)
+
+    monkeypatch.setattr(losses, "vocabulary_nll", spy)
+    train(config(max_steps=10, sampled_words=40, exact_part=0.3), corpus, tmp_path / "run")
+    assert asked == [40] * 7 + [0] * 3
+    train(config(max_steps=2), corpus, tmp_path / "plain")
+    assert asked[10:] == [0, 0]
 
 
 def test_early_stop_ends_when_validation_does_not_improve(corpus, tmp_path):
@@ -193,13 +213,6 @@ def test_schedule():
     assert rates[55] == pytest.approx(0.5, abs=0.02)
     assert 0 < rates[-1] < 0.01
     assert learning_rate(config(schedule="constant", learning_rate=1.0).training, 99, 100) == 1.0
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_that_is_not_there_is_told():
-    assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(ProviderError, match="no CUDA device is available to torch: use --device cpu"):
-        pick_device("cuda")
 
 
 def test_training_works_outside_the_main_thread(corpus, tmp_path):

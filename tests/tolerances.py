@@ -11,3 +11,6 @@ SPECTRUM = 1e-3
 
 LOG_DENSITY = 1e-2
 """Log densities over tens of dimensions in float32 against scikit-learn's float64, in nats."""
+
+BF16 = 1e-2
+"""Sums over many products in bfloat16 (8 bits) against float32, relative to the largest."""
