@@ -26,6 +26,9 @@ BUNDLES = Path("bundles")
 Provider = Annotated[
     str, typer.Option("--providers", "--provider", help="auto, cpu, cuda, or several with commas.")
 ]
+BundleArgument = Annotated[
+    Path | None, typer.Argument(help="A bundle, folder or *.sdgm. Default: the newest, as for generate.")
+]
 
 
 def generate(
@@ -82,7 +85,7 @@ def generate(
     providers: Provider = "auto",
     variant: Annotated[str | None, typer.Option(help="Such as int8. Default: the bundle's.")] = None,
     prepared: Annotated[
-        bool, typer.Option("--prepared", help="Map the weights from the cache, as sdgm-edge prepare.")
+        bool, typer.Option("--prepared", help="Map weights packed for this CPU; the first time, pack them.")
     ] = False,
     heal: Annotated[
         bool, typer.Option("--heal/--no-heal", help="Complete the word that the prompt ends in.")
@@ -99,6 +102,8 @@ def generate(
     """
     from sdgm_edge.runtime import Generator, UsageError
 
+    if candidates < 1:
+        raise UsageError(f"--candidates: expected a number of texts from 1, got {candidates}; 1 is usual")
     if state is not None and candidates != 1:
         raise UsageError("--state goes on with one text, and --candidates asks for several: leave one out")
     if logprobs is not None and not as_json:
@@ -215,6 +220,10 @@ def _prompt(prompt: str | None, file: Path | None) -> str | None:
             raise UsageError("--prompt and --file both give a prompt: leave one out")
         if any("\ud800" <= character <= "\udfff" for character in prompt):  # how Python holds stray bytes
             raise UsageError("--prompt is not UTF-8: expected text, got other bytes; check its encoding")
+        if not prompt:
+            raise UsageError(
+                "--prompt is empty: expected text; to begin from nothing, leave it out and give </dev/null"
+            )
         return prompt
     name = "standard input" if file is None or str(file) == "-" else str(file)
     try:
@@ -275,13 +284,14 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
+    bundle: BundleArgument = None,
     providers: Provider = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Check a bundle on this machine: hashes, sizes, versions, and the golden prompt."""
     from sdgm_edge.runtime import verify as run_verify
 
+    bundle = bundle or newest_bundle()
     report = run_verify(bundle, providers=console.split_providers(providers))
     if as_json:
         console.print_json({**dataclasses.asdict(report), "ok": report.ok})
@@ -302,95 +312,3 @@ def verify(
         )
         print(f"{bundle}: {what} here: export it again, or compare versions", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def inspect(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
-    mixture: Annotated[
-        bool, typer.Option("--mixture", help="Tell what each component of the mixture stands for.")
-    ] = False,
-    texts: Annotated[
-        list[str] | None,
-        typer.Option("--text", help="Text to look at with --mixture. Default: some that the model makes up."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Show what is in a bundle."""
-    from sdgm_edge.runtime import UsageError, read_bundle
-
-    if mixture:
-        _inspect_mixture(bundle, texts, as_json)
-        return
-    if texts:
-        raise UsageError("--text is what --mixture looks at: add --mixture")
-    found = read_bundle(bundle)
-    manifest, config = found.manifest, found.config
-    record: dict[str, Any] = {
-        "name": manifest.name,
-        "model_id": manifest.model_id,
-        "default": manifest.default,
-        "num_parameters": manifest.num_parameters,
-        "vocab_size": config.vocab_size,
-        "state_bytes": 4 * config.state_size,
-        "mixing_size": config.mixing_size,
-        "mixture_components": found.mixture.num_components if found.mixture else 0,
-        "model": config.model,
-        "made_with": manifest.made_with,
-        "files": {name: size for name, (_, size) in manifest.files.items()},
-        "variants": {name: dataclasses.asdict(variant) for name, variant in manifest.variants.items()},
-    }
-    if as_json:
-        console.print_json(record)
-        return
-    for name in ("model", "made_with", "files"):
-        record |= {f"{name}.{key}": value for key, value in record.pop(name).items()}
-    for name, variant in record.pop("variants").items():
-        for gate in ("parity", "accuracy"):
-            record |= {f"{name}.{gate}.{key}": value for key, value in (variant[gate] or {}).items()}
-    console.print_record(record, title=str(bundle))
-
-
-def _inspect_mixture(bundle: Path, texts: list[str] | None, as_json: bool) -> None:
-    from sdgm_edge.runtime import BundleError, Generator
-
-    from .sources import read_text
-
-    generator = Generator.load(bundle)
-    if (components := generator.bundle.mixture) is None:
-        raise BundleError(f"{bundle}: expected a mixture, got a bundle without gmm.npz; train with a prior")
-    if texts:
-        text = read_text(texts, console.cache_folder())
-    else:
-        made_up = [
-            generator.generate(None, max_new_tokens=512, temperature=1.0, top_p=1.0, seed=seed)
-            for seed in range(8)
-        ]
-        text = "".join(generation.text for generation in made_up)
-    ids, mixing_TM = generator.mixing(text)
-    record: list[dict[str, Any]] = [
-        {
-            "component": c.component,
-            "weight": c.weight,
-            "share": c.share,
-            "spread": c.spread,
-            "tokens": [{"token": i, "text": generator.decode([i]), "lift": lift} for i, lift in c.tokens],
-        }
-        for c in components.report(mixing_TM, ids)
-    ]
-    if as_json:
-        console.print_json({"num_tokens": len(ids), "components": record})
-        return
-    console.print_table(
-        ("component", "weight", "share", "spread", "typical tokens (times more frequent than elsewhere)"),
-        [
-            (
-                c["component"],
-                c["weight"],
-                c["share"],
-                c["spread"],
-                "  ".join(f"{t['text']!r} ×{t['lift']:.1f}" for t in c["tokens"]),
-            )
-            for c in record
-        ],
-        title=f"{bundle}: on {len(ids):,} tokens {'of this text' if texts else 'that the model made up'}",
-    )

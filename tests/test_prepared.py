@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,27 @@ def test_the_command_prepares_every_variant(cache, path):
     done = command("prepare", path, "--variant", "int8")
     assert done.returncode == 0
     assert "made now" in done.stdout
+
+
+def test_processes_that_load_at_once_from_an_empty_cache_say_the_same(cache, path):
+    asked = ("generate", "-m", path, "-p", "Once", "-n", "9", "-s", "1", "--prepared", "--no-heal")
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: command(*asked), range(3)))
+    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 3
+    assert len({one.stdout for one in done}) == 1
+    (entry,) = (cache / "prepared").iterdir()
+    assert prepare(read_bundle(path)).folder == entry, "whole, every hash"
+
+
+@POSIX
+def test_loading_refuses_a_cache_that_others_may_write_to(cache, path):
+    asked = ("generate", "-m", path, "-p", "Once", "-n", "1", "--prepared")
+    assert command(*asked).returncode == 0
+    (cache / "prepared").chmod(0o777)
+    done = command(*asked)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {cache / 'prepared'}: the prepared form is not used: expected one")
+    assert command(*asked[:-1]).returncode == 0, "without it the bundle runs as before"
 
 
 def test_generate_takes_what_is_prepared(cache, path):
