@@ -2,6 +2,7 @@
 
     python benchmarks/graph.py                             # edge-small
     python benchmarks/graph.py --preset edge-nano --json
+    python benchmarks/graph.py --preset edge-micro --pointer 128 --drafts     # what these add
 
 Random weights, one core, one thread, logits after the last token alone, as prompts are read. Variants and
 lengths take turns, and each figure is the quickest of many calls: what the others lose, they lose to other
@@ -14,6 +15,8 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Mapping
+from typing import TypeAlias
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -21,7 +24,8 @@ import numpy as np
 import torch
 from bench import described
 from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.variants import VARIANTS, build, bundle_config
+from sdgm_edge.export.reach import find_reach
+from sdgm_edge.export.variants import VARIANTS, Variant, build, bundle_config
 
 from sdgm_edge.console import print_table
 from sdgm_edge.models import SDGM, preset
@@ -31,18 +35,25 @@ LENGTHS = (1, 16, 128)
 ROUNDS = 12
 SECONDS = 0.1
 """Spent on each figure in each round."""
+Graph: TypeAlias = tuple[Variant, Mapping[str, float] | None]
+"""A variant, and how far activations reach that are rounded in fixed steps."""
 
 
-def engines(name: str) -> dict[str, Engine]:
-    """The preset in every variant."""
-    torch.manual_seed(0)
-    model = SDGM(preset(name)).eval()
-    config, weights = model.config, weights_of(model)
-    sizes = bundle_config(config)
-    return {
-        v.name: Engine(build(config, weights, v.plan(weights)), sizes, v.name, providers="cpu", threads=1)
-        for v in VARIANTS.values()
-    }
+def engines(name: str, pointer: int, drafts: bool) -> dict[str, Engine]:
+    """The preset in every variant; also with a pointer to so many tokens, and in 8 bits for drafts."""
+    made = {}
+    for window in dict.fromkeys((0, pointer)):
+        torch.manual_seed(0)
+        model = SDGM(preset(name, copy_window=window)).eval()
+        config, weights = model.config, weights_of(model)
+        graphs: dict[str, Graph] = {v.name: (v, None) for v in VARIANTS.values()}
+        if drafts:
+            graphs["int8 for drafts"] = VARIANTS[8].by_rows(), find_reach(model)
+        for told, (variant, reach) in graphs.items():
+            told += f", pointer {window}" if window else ""
+            graph = build(config, weights, variant.plan(weights), reach=reach)
+            made[told] = Engine(graph, bundle_config(config), told, providers="cpu", threads=1)
+    return made
 
 
 def quickest(engine: Engine, length: int) -> float:
@@ -58,9 +69,9 @@ def quickest(engine: Engine, length: int) -> float:
     return min(times)
 
 
-def measure(name: str) -> dict[str, dict[int, float]]:
+def measure(name: str, pointer: int = 0, drafts: bool = False) -> dict[str, dict[int, float]]:
     """Microseconds of a call by variant and length."""
-    variants = engines(name)
+    variants = engines(name, pointer, drafts)
     best: dict[str, dict[int, float]] = {variant: {} for variant in variants}
     for _ in range(ROUNDS):
         for variant, engine in variants.items():
@@ -75,10 +86,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure what a call of a graph costs, on this machine.")
     parser.add_argument("--preset", default="edge-small")
+    parser.add_argument("--pointer", type=int, default=0, metavar="M", help="also with a pointer to M tokens")
+    parser.add_argument("--drafts", action="store_true", help="also 8 bits as export --drafts has them")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with pinned(1):
-        here, found = described(), measure(options.preset)
+        here, found = described(), measure(options.preset, options.pointer, options.drafts)
     if options.json:
         report = {"machine": here, "preset": options.preset, "microseconds": found}
         print(json.dumps(report, indent=2, ensure_ascii=False))

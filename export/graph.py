@@ -41,9 +41,17 @@ def matrix_names(weights: Mapping[str, Array]) -> list[str]:
 
 
 def build_graph(
-    config: ModelConfig, weights: Mapping[str, Array], plan: Plan, chunk: int, screen: Screen | None = None
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    plan: Plan,
+    chunk: int,
+    screen: Screen | None = None,
+    reach: Mapping[str, float] | None = None,
 ) -> ir.Model:
-    """Return the graph of a model whose matrices are held as planned, its head screened or whole."""
+    """Return the graph of a model whose matrices are held as planned, its head screened or whole.
+
+    `reach` tells, of some matrices, the largest number that is expected in what they are multiplied with.
+    """
     g = Builder()
     S, M, V = config.state_size, config.mixing_size, config.vocab_size
     ids = g.input("ids", INT64, ("batch", "time"))
@@ -63,6 +71,7 @@ def build_graph(
         num_steps=num_steps,
         single_step=g.op("Equal", num_steps, ints(1)),
         start=g.op("Reshape", start, ints(1)),
+        reach=reach or {},
     )
     with g.at("state"):
         _unpack(t, state)

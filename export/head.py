@@ -1,11 +1,18 @@
 """The head as a graph: logits of the vocabulary, and the pointer that copies recent tokens.
 
-The copy changes the logits of at most M + T words, so only those are computed anew. With a_tj the attention
-on place j, every place takes the share of its word, Σ_i a_ti [w_i = w_j], one product with the matrix of
-equal words, and log p = logaddexp(log g + log p_vocabulary, log (1 − g) + log share) takes the place of the
-word's entry. Two places of one word write the same number.
+Every position attends to a window of its own, the last M tokens, taken out of what is remembered and what
+came in this call. So each is computed as a single token would be, and several at once give, bit for bit, what
+they give one by one (`matrices.py` tells with which products). For the same end windows are filled up to
+whole vectors of 16 places, and the gate is a softmax of two: ONNX Runtime takes logarithms of many numbers
+side by side as vectors, and those that are left over otherwise.
 
-Shapes: B batch, T time, U positions whose logits are asked for, D width, P key width, M window, J = M + T.
+The copy changes the logits of at most M words, so only those are computed anew: the attention on the places
+of a word is summed up at its entry, and log p = logaddexp(log g + log p_vocabulary, log (1 − g) + log share)
+is written there, by every place of the word the same number. A place that is still empty has no weight, and
+the word −1, which is the last of the vocabulary.
+
+Shapes: B batch, T time, U positions whose logits are asked for, D width, P key width, M window, W window in
+whole vectors.
 """
 
 from __future__ import annotations
@@ -15,10 +22,15 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .builder import floats, ints
+from .builder import CONTRIB, floats, ints
 from .layers import TO_THE_END, Trace, asked
 from .matrices import Matrix
 from .screening import Screen, screened_scores
+
+VECTOR = 16
+"""Numbers of the largest vector of a processor."""
+UNSEEN = np.float32(1e30)
+"""What is taken off the score of a place that is empty or no part of a window: it then weighs nothing."""
 
 
 def logits(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Screen | None = None) -> ir.Value:
@@ -33,56 +45,57 @@ def logits(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Screen | None 
         return embedding.product(hidden, t.weights["bias"])
     hidden_U = asked(t, hidden)
     with g.at("pointer"):
-        attention, words = _attend(t, hidden, hidden_U)
-        with g.at("context"):
-            context = g.op("MatMul", attention, embedding.rows(words))
-            both = g.op("Concat", hidden_U, context, axis=-1)
+        attention, words, context = _attend(t, embedding, hidden, hidden_U)
+        both = g.op("Concat", hidden_U, context, axis=-1)
         with g.at("gate"):
-            gate = g.op("MatMul", both, t.weights["pointer.gate.weight"].T)
-            gate = g.op("Add", gate, t.weight("pointer.gate.bias"))
-            log_copy = g.op("Neg", g.op("Softplus", gate))  # log (1 − sigmoid)
-            log_say = g.op("Add", gate, log_copy)
+            weight_21, bias_2 = (np.pad(t.weights[f"pointer.gate.{name}"], pad) for name, pad in
+                                 (("weight", ((0, 1), (0, 0))), ("bias", (0, 1))))  # fmt: skip
+            gate = g.op("Add", g.op("MatMul", both, weight_21.T), bias_2)
+            log_say, log_copy = g.ops(2, "Split", g.op("LogSoftmax", gate, axis=-1), axis=-1, num_outputs=2)
         with g.at("merge"):
             merged = t.matrix("pointer.merge.weight").product(both)
     said = g.op("LogSoftmax", embedding.product(merged, t.weights["bias"]), axis=-1)
     with g.at("pointer", "mixture"):
         said = g.op("Add", said, log_say)
-        same = g.op("Equal", g.op("Unsqueeze", words, ints(1)), g.op("Unsqueeze", words, ints(2)))
-        share = g.op("MatMul", attention, g.op("Cast", same, to=ir.DataType.FLOAT))
+        nothing = g.op("ConstantOfShape", g.op("Shape", said))
+        share = g.op("ScatterElements", nothing, words, attention, axis=2, reduction="add")
+        share = g.op("GatherElements", share, words, axis=2)
         copied = g.op("Add", g.op("Log", share), log_copy)  # −∞ where nothing is copied
-        places = g.op("Expand", g.op("Unsqueeze", words, ints(1)), g.op("Shape", attention))
-        spoken = g.op("GatherElements", said, places, axis=2)
+        spoken = g.op("GatherElements", said, words, axis=2)
         mixed = g.op("Add", spoken, g.op("Softplus", g.op("Sub", copied, spoken)))
-        return g.op("ScatterElements", said, places, mixed, axis=2)
+        return g.op("ScatterElements", said, words, mixed, axis=2)
 
 
-def _attend(t: Trace, hidden: ir.Value, hidden_U: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return attention (B, U, J) over the last M tokens and the words in its places (B, J)."""
-    g, M = t.g, t.config.copy_window
+def _attend(
+    t: Trace, embedding: Matrix, hidden: ir.Value, hidden_U: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return attention on the places of each window and their words, (B, U, W), and the context (B, U, D)."""
+    g, M, P = t.g, t.config.copy_window, t.config.copy_width
+    with g.at("window"):  # the table is folded when the graph is loaded
+        fill = -M % VECTOR
+        table = g.op("Add", np.arange(1, t.chunk + 1)[:, None], np.maximum(np.arange(-fill, M), 0))
+        places_UW = g.op("Slice", table, t.start, t.num_steps)
     with g.at("key"):
         new = t.matrix("pointer.key.weight").product(hidden)
         keys = g.op("Concat", t.state["copy.keys"], t.state["copy.last_key"], new, axis=1)  # M + 1 + T
-        t.state["copy.last_key"] = g.op("Slice", keys, ints(-1), ints(TO_THE_END), ints(1))
+        t.state["copy.last_key"] = g.op("Slice", new, ints(-1), ints(TO_THE_END), ints(1))
         t.state["copy.keys"] = g.op("Slice", keys, ints(-1 - M), ints(-1), ints(1))
-        keys = g.op("Slice", keys, ints(0), ints(-1), ints(1))
     with g.at("ids"):
         now = g.op("Add", g.op("Cast", t.ids, to=ir.DataType.FLOAT), floats(1))
         marks = g.op("Concat", t.state["copy.ids"], now, axis=1)  # token + 1, 0 in an empty place
         t.state["copy.ids"] = g.op("Slice", marks, ints(-M), ints(TO_THE_END), ints(1))
-        words = g.op("Cast", g.op("Max", g.op("Sub", marks, floats(1)), floats(0)), to=ir.DataType.INT64)
+        tokens = g.op("Sub", marks, floats(1))
+        words = g.op("Cast", tokens, to=ir.DataType.INT64)
+        words_UW = g.op("Gather", words, places_UW, axis=1)
     with g.at("query"):
-        query = t.matrix("pointer.query.weight").product(hidden_U)
-        scores = g.op("MatMul", query, g.op("Transpose", keys, perm=(0, 2, 1)))
-        scores = g.op("Mul", scores, floats(1 / math.sqrt(t.config.copy_width)))
-    with g.at("seen"):
-        end = g.op("Add", t.num_steps, ints(M))
-        one = np.int64(1)
-        scalars = (g.op("Squeeze", value, ints(0)) for value in (t.start, t.num_steps, end))
-        first, num_steps, num_places = scalars
-        query_at = g.op("Unsqueeze", g.op("Range", first, num_steps, one), ints(1))
-        place = g.op("Range", np.int64(0), num_places, one)
-        behind = g.op("Sub", g.op("Add", query_at, np.int64(M)), place)  # (U, J), 0 for the token's own place
-        near = g.op("And", g.op("GreaterOrEqual", behind, np.int64(0)), g.op("Less", behind, np.int64(M)))
-        filled = g.op("Unsqueeze", g.op("Greater", marks, floats(0)), ints(1))
-        scores = g.op("Where", g.op("And", near, filled), scores, floats(-np.inf))
-    return g.op("Softmax", scores, axis=-1), words
+        scaled = t.weights["pointer.query.weight"] / np.float32(math.sqrt(P))
+        query = g.op("Unsqueeze", t.matrix("pointer.query.weight", scaled).product(hidden_U), ints(2))
+        keys_UW = g.op("Gather", keys, places_UW, axis=1)
+        scores = g.op("FusedMatMul", query, keys_UW, domain=CONTRIB, transB=1)
+        empty = g.op("Mul", g.op("Min", tokens, floats(0)), UNSEEN)
+        scores = g.op("Add", g.op("Squeeze", scores, ints(2)), g.op("Gather", empty, places_UW, axis=1))
+        if fill:
+            scores = g.op("Add", scores, np.where(np.arange(-fill, M) < 0, -UNSEEN, np.float32(0)))
+        attention = g.op("Softmax", scores, axis=-1)
+    with g.at("context"):
+        return attention, words_UW, embedding.mean_of_rows(attention, words, words_UW, places_UW)

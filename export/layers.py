@@ -41,6 +41,8 @@ class Trace:
     """First position whose logits are asked for, as a vector of one."""
     state: dict[str, ir.Value] = field(default_factory=dict)
     """Pieces of the state by name; each part of the graph puts the next one in the place of what it read."""
+    reach: Mapping[str, float] = field(default_factory=dict)
+    """By matrix, the largest number that is expected in what it is multiplied with (`reach.py`)."""
     shared: dict[str, tuple[ir.Value, ...]] = field(default_factory=dict)
     """What layers compute alike, by a name: the first puts it here."""
 
@@ -52,7 +54,7 @@ class Trace:
         """Add a matrix of the model in its precision; `array` where it is laid out otherwise there."""
         name = _path(weight).removesuffix(".weight")
         array = self.weights[weight] if array is None else array
-        return Matrix(self.g, name, array, self.plan[weight], rows=rows)
+        return Matrix(self.g, name, array, self.plan[weight], rows=rows, reach=self.reach.get(weight))
 
 
 def _path(name: str) -> str:

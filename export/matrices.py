@@ -14,8 +14,9 @@ half as much. Levels 0 to 3 of MatMulNBits compute in float and lose everything 
 
 In fp32, rows8 and q4 rows do not see each other: what a token gives does not depend, bit for bit, on how many
 others are computed at once, and so a draft can be checked exactly. `int8` has one scale for all rows, and
-q8 computes one row and several in different orders. `rows8` is as quick as `int8` for many and loses less,
-but takes six nodes instead of one, which a single token of a small model feels.
+q8 computes one row and several in different orders. `rows8` is as quick as `int8` for many and loses less.
+It takes six nodes instead of one, which a single token of a small model feels; where all rows are about
+equally loud, the step of their rounding may be the same for all (`reach.py`), and two nodes do.
 """
 
 from __future__ import annotations
@@ -112,15 +113,24 @@ class Matrix:
     """A constant matrix (N, K) of the graph, held once, in one precision: y = x Wᵀ + b, or rows of W."""
 
     def __init__(
-        self, g: Builder, name: str, weight_NK: Array, precision: Precision, *, rows: bool = False
+        self,
+        g: Builder,
+        name: str,
+        weight_NK: Array,
+        precision: Precision,
+        *,
+        rows: bool = False,
+        reach: float | None = None,
     ) -> None:
         """Add the matrix; `rows` where its rows are looked up too, so that it must lie row by row.
 
-        A matrix that is one row repeated (`np.broadcast_to`) is held as one, and takes no memory here.
+        `reach`: of rows8, the largest number that is expected in x; larger ones are cut off. Without it, each
+        row of x has a step of its own. A matrix that is one row repeated (`np.broadcast_to`) is held as one,
+        and takes no memory here.
         """
         self.g, self.precision = g, precision
         self.num_rows, self.num_columns = weight_NK.shape
-        self._by_rows = rows
+        self._by_rows, self._reach = rows, reach
         if weight_NK.strides[0] == 0:
             weight_NK = weight_NK[:1]
         if precision in BITS:
@@ -184,19 +194,63 @@ class Matrix:
         return y if bias is None else g.op("Add", y, bias)
 
     def _product_rows8(self, x: ir.Value, bias: Array | None) -> ir.Value:
-        """Round each row to 127 steps on either side of 0; the sums are of integers, and exact.
+        """Round x to 127 steps on either side of 0; the sums are of integers, and exact.
 
         In a row of zeros what is divided by zero becomes some code, and is multiplied by zero.
         """
-        g, step, zero = self.g, np.float32(1 / 127), np.uint8(128)
-        largest = g.op("ReduceMax", g.op("Abs", x), ints(-1), keepdims=1)
-        # ONNX Runtime's own node: 1.23 does not know that of opset 23 on a processor.
-        codes = g.op("QuantizeLinear", g.op("Div", x, largest), step, zero, domain=CONTRIB)
+        g, zero = self.g, np.uint8(128)
         # Folded when the graph is loaded.
         weight = g.op("Transpose", self._weight, perm=(1, 0)) if self._by_rows else self._weight
+        if self._reach is not None:
+            step = np.float32(self._reach / 127)
+            codes = _quantized(g, x, step, zero)
+            extra: tuple[Array | None, ...] = () if bias is None else (None, bias)
+            return g.op(
+                "MatMulIntegerToFloat", codes, weight, step, self._scales, zero, *extra, domain=CONTRIB
+            )
+        step = np.float32(1 / 127)
+        largest = g.op("ReduceMax", g.op("Abs", x), ints(-1), keepdims=1)
+        codes = _quantized(g, g.op("Div", x, largest), step, zero)
         y = g.op("MatMulIntegerToFloat", codes, weight, step, self._scales, zero, domain=CONTRIB)
         y = g.op("Mul", y, largest)
         return y if bias is None else g.op("Add", y, bias)
+
+    def mean_of_rows(
+        self, shares_UW: ir.Value, indices: ir.Value, indices_UW: ir.Value, places_UW: ir.Value
+    ) -> ir.Value:
+        """Return Σ_w share_w · row(index_w) for each of U positions, (B, U, K).
+
+        Shares, none below 0, and indices are (B, U, W): of `indices` (B, J) those in `places_UW` (U, W). What
+        a position gives does not depend, bit for bit, on how many there are. In rows8, the products of shares
+        and scales are rounded to 255 steps; otherwise a `Scan` takes one position after another, so that
+        memory does not grow with U.
+        """
+        g = self.g
+        if self.precision == "rows8":
+            step, zero = np.float32(1 / 255), np.uint8(0)
+            shares = g.op("Mul", shares_UW, g.op("Gather", self._scales, indices_UW, axis=0))
+            largest = g.op("ReduceMax", shares, ints(-1), keepdims=1)
+            codes = g.op("Unsqueeze", _quantized(g, g.op("Div", shares, largest), step, zero), ints(2))
+            rows = g.op("Gather", self._weight, indices_UW, axis=0)
+            y = g.op("MatMulIntegerToFloat", codes, rows, step, np.float32(1), zero, domain=CONTRIB)
+            return g.op("Mul", g.op("Squeeze", y, ints(2)), largest)
+        rows, body = self.rows(indices), g.branch()
+        shares_W = body.input("shares", ir.DataType.FLOAT, ("batch", "places"))
+        places_W = body.input("places", ir.DataType.INT64, ("places",))
+        mean = body.op(
+            "MatMul", body.op("Unsqueeze", shares_W, ints(1)), body.op("Gather", rows, places_W, axis=1)
+        )
+        mean = body.op("Squeeze", mean, ints(1))
+        body.output(mean.name or "", mean, ir.DataType.FLOAT, ("batch", self.num_columns))
+        return g.op(
+            "Scan",
+            shares_UW,
+            places_UW,
+            body=body.graph("position"),
+            num_scan_inputs=2,
+            scan_input_axes=(1, 0),
+            scan_output_axes=(1,),
+        )
 
     def rows(self, indices: ir.Value, g: Builder | None = None) -> ir.Value:
         """Return rows of W, (..., K) in float32 for indices (...) of two dimensions.
@@ -219,3 +273,8 @@ class Matrix:
         if self.num_columns % blocks.size:
             out = g.op("Slice", out, ints(0), ints(self.num_columns), ints(2))
         return out
+
+
+def _quantized(g: Builder, x: ir.Value, step: np.float32, zero: np.uint8) -> ir.Value:
+    """Return the codes of x, by a node of ONNX Runtime's: 1.23 lacks that of opset 23 on a processor."""
+    return g.op("QuantizeLinear", x, step, zero, domain=CONTRIB)

@@ -32,6 +32,7 @@ from sdgm_edge.runtime import (
     ParityError,
     Score,
     UsageError,
+    check_replaceable,
     encode_arrays,
     encode_json,
     write_bundle,
@@ -46,6 +47,7 @@ from .golden import golden_prompt, golden_steps
 from .graph import weights_of
 from .loop import LOOP, checked_loop
 from .matrices import Precision
+from .reach import find_reach
 from .report import ExportReport, VariantExport
 from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
 from .search import Found, mixed_precision
@@ -76,7 +78,7 @@ def export_run(
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
     run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
     where that loses nearly nothing. `atoms`: so many of each layer, the strongest. `drafts`: in 8 bits
-    activations are rounded token by token, so that drafts can be checked exactly. `loop`: the decoding loop
+    a token is rounded as it would be alone, so that drafts can be checked exactly. `loop`: the decoding loop
     of the default variant, too, as `generate.onnx`. `force` writes variants that lose more than
     `max_loss_increase`, relative, in bits per byte. `progress` is told what is being done.
 
@@ -123,12 +125,15 @@ def export_run(
             f"head: expected a head without a pointer to screen, got copy_window = {run.config.copy_window}; "
             "leave --head out: a head that points is read whole"
         )
+    check_replaceable(target)  # before the work, not after
     exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
-    exporter.eight = "rows8" if drafts else "q8"
-    exporter.loop = loop
     variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
-    exporter.whole = None if atoms is None else whole
-    passed = exporter.pass_gates([variant.by_rows() if drafts else variant for variant in variants])
+    if drafts:
+        progress("looking how far activations reach")
+        exporter.reach, exporter.eight = find_reach(run.model), "rows8"
+        variants = [variant.by_rows() for variant in variants]
+    exporter.loop, exporter.whole = loop, None if atoms is None else whole
+    passed = exporter.pass_gates(variants)
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
 
@@ -150,8 +155,9 @@ class _Exporter:
 
     eight: Precision = "q8"
     """How a matrix is held that must be raised from 4 bits."""
-    loop = False
-    """Whether `generate.onnx` is written."""
+    reach: Mapping[str, float] | None = None
+    """By matrix, how far activations reach that are rounded in fixed steps."""
+    loop = False  # whether `generate.onnx` is written
     whole: SDGM | None = None
     """The model with all its atoms, where some are left out."""
     reduction: Reduction | None = None
@@ -206,7 +212,7 @@ class _Exporter:
 
     def _pass(self, variant: Variant, reference: Score) -> _Passed:
         def attempt(plan: dict[str, Precision]) -> Found:
-            graph = build(self.config, self.weights, plan)
+            graph = build(self.config, self.weights, plan, reach=self.reach)
             score = self._score(self._engine(graph, variant))
             return Found(plan, graph, accuracy(score, reference, self.limit))
 
@@ -247,7 +253,7 @@ class _Exporter:
         """
         self.progress(f"{variant.name}: screening the head")
         screen = find_screen(self.model, EXACT_WORDS[whole.plan["embedding.weight"]])
-        graph = build(self.config, self.weights, whole.plan, screen)
+        graph = build(self.config, self.weights, whole.plan, screen, self.reach)
         score = self._score(self._engine(graph, variant))
         found = Found(whole.plan, graph, accuracy(score, reference, self.limit))
         increase = found.accuracy.token_perplexity / whole.accuracy.token_perplexity - 1
@@ -344,17 +350,11 @@ class _Exporter:
         )
         exported = tuple(
             VariantExport(
-                p.variant.name,
-                p.variant.file,
-                len(p.graph),
-                p.parity,
-                p.accuracy,
-                p.at_8_bits,
-                p.screened,
-                *p.speeds,
+                p.variant.name, p.variant.file, len(p.graph),
+                p.parity, p.accuracy, p.at_8_bits, p.screened, *p.speeds,
             )
             for p in passed
-        )
+        )  # fmt: skip
         return ExportReport(target, name, model_id, default, self.reference, self.reduction, exported)
 
     def _generation(self) -> dict[str, Any]:

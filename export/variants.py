@@ -44,12 +44,17 @@ class Variant:
         return "model.onnx" if self.name == "fp32" else f"model_{self.name}.onnx"
 
     def plan(self, weights: Mapping[str, Array]) -> dict[str, Precision]:
-        """Return the precision of every matrix."""
+        """Return the precision of every matrix.
+
+        A pointer looks up the rows of all words in its window, which q8 takes long for.
+        """
+        points = "pointer.key.weight" in weights
+        embedding = "rows8" if points and self.bits == 8 else self.embedding
         names = matrix_names(weights)
-        return {name: self.embedding if name == "embedding.weight" else self.matrices for name in names}
+        return {name: embedding if name == "embedding.weight" else self.matrices for name in names}
 
     def by_rows(self) -> Variant:
-        """Return the same with products that round each token's activations by themselves.
+        """Return the same with products that round each token's activations as if it were alone.
 
         Several tokens at once then give, bit for bit, what they give one by one: drafts can be checked.
         """
@@ -88,10 +93,14 @@ def bundle_config(config: ModelConfig) -> BundleConfig:
 
 
 def build(
-    config: ModelConfig, weights: Mapping[str, Array], plan: Plan, screen: Screen | None = None
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    plan: Plan,
+    screen: Screen | None = None,
+    reach: Mapping[str, float] | None = None,
 ) -> bytes:
-    """Return the bytes of a graph; the same model, plan and screen give the same bytes."""
-    model = build_graph(config, weights, plan, CHUNK[config.layer], screen)
+    """Return the bytes of a graph; the same model, plan, screen and reach give the same bytes."""
+    model = build_graph(config, weights, plan, CHUNK[config.layer], screen, reach)
     data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return data
 

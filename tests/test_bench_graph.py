@@ -12,12 +12,23 @@ QUICK = (
 )
 
 
+def measured(*options: str) -> dict[str, dict[str, float]]:
+    command = [sys.executable, "-c", QUICK, str(GRAPH), *options, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)["microseconds"]
+    return found
+
+
+def test_a_pointer_and_drafts_stand_beside_what_they_add_to() -> None:
+    found = measured("--preset", "edge-nano", "--pointer", "16", "--drafts")
+    variants = ["int8", "q4", "fp32", "fp16", "int8 for drafts"]
+    assert list(found) == [*variants, *(f"{variant}, pointer 16" for variant in variants)]
+
+
 def test_every_variant_is_measured_at_every_length_a_call_takes() -> None:
     for preset, lengths in (("edge-nano", ["1", "16", "128"]), ("paper", ["1", "16"])):
-        command = [sys.executable, "-c", QUICK, str(GRAPH), "--preset", preset, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)["microseconds"]
+        found = measured("--preset", preset)
         assert {variant: list(times) for variant, times in found.items()} == dict.fromkeys(
             ("int8", "q4", "fp32", "fp16"), lengths
         )

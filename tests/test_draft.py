@@ -8,6 +8,7 @@ import trained
 from hypothesis import given
 from hypothesis import strategies as st
 from sdgm_edge.export.graph import matrix_names, weights_of
+from sdgm_edge.export.reach import find_reach
 from sdgm_edge.export.variants import build, bundle_config
 from sdgm_edge.runtime.draft import LONGEST, REACH, Drafter
 
@@ -22,16 +23,18 @@ from sdgm_edge.runtime import (
 )
 
 PROMPT = "Once upon a time there was a small river. Once upon a time there was a bell, and the bell"
-EXACT = ("fp32", "rows8", "q4")
+EXACT = ("fp32", "rows8", "q4", "fp32 with pointer", "rows8 with pointer", "q4 with pointer")
 
 
 @functools.cache
-def engine(precision):
-    model = trained.model()
+def engine(name):
+    """A model in one precision; 8 bits by rows in fixed steps, where all rows are about equally loud."""
+    precision, _, pointer = name.partition(" ")
+    model = trained.model(f"ringing {pointer}".strip())
     plan = dict.fromkeys(matrix_names(weights_of(model)), precision)
     if precision == "int8":
         plan["embedding.weight"] = "q8"
-    graph = build(model.config, weights_of(model), plan)
+    graph = build(model.config, weights_of(model), plan, reach=find_reach(model))
     return Engine(graph, bundle_config(model.config), "graph", providers="cpu")
 
 
