@@ -130,12 +130,10 @@ def sample_words(targets: Tensor, vocab_size: int, num_sampled: int) -> tuple[Te
     is_target = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
     is_target[targets.flatten()] = True
     others = (~is_target).nonzero().squeeze(1)
-    drawn = others[torch.randperm(len(others), device=targets.device)[:num_sampled]]
-    log_weight = torch.zeros(vocab_size, device=targets.device)
-    log_weight[drawn] = math.log(max(1, len(others)) / max(1, len(drawn)))
-    is_target[drawn] = True
-    words = is_target.nonzero().squeeze(1)
-    return words, log_weight[words]
+    drawn = others[torch.randperm(len(others), device=others.device)[:num_sampled]]
+    words = torch.cat([is_target.nonzero().squeeze(1), drawn]).sort().values
+    stands_for = max(1, len(others)) / max(1, len(drawn))
+    return words, torch.where(is_target[words], 0.0, math.log(stands_for))
 
 
 def vocabulary_nll(

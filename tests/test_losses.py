@@ -56,21 +56,23 @@ def test_vocabulary_nll_and_its_gradient_are_those_of_the_plain_softmax(copy_win
         torch.testing.assert_close(a, e, atol=GRADIENT * max(1, scale), rtol=GRADIENT, msg=f"{name} differs")
 
 
-def test_the_loss_in_bf16_is_near_that_in_float32_and_so_is_its_gradient(monkeypatch):
+@pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16])
+def test_the_loss_in_bf16_is_near_that_in_float32_and_so_is_its_gradient(hidden, monkeypatch):
     monkeypatch.setattr(losses, "LEAST_ROWS", 20)
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 0)
     monkeypatch.setattr(losses, "IN_CACHE", 3 * VOCABULARY)
     model = make_model(copy_window=9)
     ids, targets = batch()
     features = model.features(ids.T, model.initial_state(3))
-    head = [model.embedding.weight, model.bias]
-    exact = vocabulary_nll(features, model, targets.T)
-    exact_grads = torch.autograd.grad(exact, head, retain_graph=True)
+    rounded = features.hidden_TBD.detach().to(hidden).requires_grad_()
+    inputs = [rounded, model.embedding.weight, model.bias]
+    exact = vocabulary_nll(features._replace(hidden_TBD=rounded.float()), model, targets.T)
+    exact_grads = torch.autograd.grad(exact, inputs, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        low = vocabulary_nll(features, model, targets.T)
+        low = vocabulary_nll(features._replace(hidden_TBD=rounded), model, targets.T)
     assert low.item() == pytest.approx(exact.item(), rel=BF16)
-    for a, e in zip(torch.autograd.grad(low, head), exact_grads, strict=True):
-        assert a.dtype == torch.float32
+    for tensor, a, e in zip(inputs, torch.autograd.grad(low, inputs), exact_grads, strict=True):
+        assert a.dtype == tensor.dtype
         torch.testing.assert_close(a, e, atol=BF16 * e.abs().max().item(), rtol=0)
 
 
@@ -125,6 +127,12 @@ def test_the_gradient_with_sampled_words_is_that_of_the_weighted_softmax_over_th
     for (name, _), a, e in zip(model.named_parameters(), got_grads, expected_grads, strict=True):
         scale = e.abs().max().item()
         torch.testing.assert_close(a, e, atol=GRADIENT * max(1, scale), rtol=GRADIENT, msg=f"{name} differs")
+
+
+def test_where_every_word_is_a_target_none_is_drawn():
+    words, log_weight = sample_words(torch.arange(VOCABULARY), VOCABULARY, 10)
+    assert words.tolist() == list(range(VOCABULARY))
+    assert not log_weight.any()
 
 
 def test_more_sampled_words_than_there_are_give_the_loss_itself():
