@@ -35,7 +35,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .atomic import replacing
-    from .bundle import Bundle, read_bundle, write_bundle
+    from .bundle import Bundle, check_replaceable, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
     from .contexts import ContextCost, measure_context
     from .draft import Drafted
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "replacing": "atomic",
     "Bundle": "bundle",
+    "check_replaceable": "bundle",
     "read_bundle": "bundle",
     "write_bundle": "bundle",
     "decode_arrays": "container",
@@ -176,6 +177,7 @@ __all__ = [
     "VerifyReport",
     "Vocabulary",
     "cache_folder",
+    "check_replaceable",
     "count_words",
     "decode_arrays",
     "encode_arrays",

@@ -260,7 +260,7 @@ def _mixture(data: bytes, where: str, mixing_size: int) -> Mixture:
 def _write(target: Path, files: Mapping[str, bytes]) -> Path:
     """Put `files` at `target` by one rename of a temporary sibling."""
     with writing(target, BundleError) as partial:
-        _check_replaceable(target)
+        check_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         try:
@@ -281,8 +281,12 @@ def _write(target: Path, files: Mapping[str, bytes]) -> Path:
     return target
 
 
-def _check_replaceable(target: Path) -> None:
-    """Replace only a bundle, even a damaged one, or an empty folder, and no file that is not its own."""
+def check_replaceable(target: Path) -> None:
+    """Replace only a bundle, even a damaged one, or an empty folder, and no file that is not its own.
+
+    Raises:
+        BundleError: something else is there.
+    """
     if not os.path.lexists(target):
         return
     marked, strangers = target, []

@@ -24,7 +24,7 @@ from .bundle import Bundle, read_bundle
 from .container import shown
 from .encoding import encode
 from .engine import Engine, Floats
-from .errors import BundleError, ParameterError
+from .errors import BundleError, ParameterError, StateError
 from .generation import Cancel, Generation, Stream
 from .mixture import Mixture
 from .parameters import SamplingParams
@@ -153,10 +153,19 @@ class Generator:
 
         Raises:
             ParameterError: a parameter is unknown or out of range, or the prompt is empty.
+            StateError: `session` is of another model, or of another variant.
         """
         chosen = self._params(params)
         ids, removed = self._read(prompt, heal)
-        return self._stream(session or self.session(history=0), ids, removed, chosen, cancel)
+        if session is None:
+            session = self.session(history=0)
+        elif session.identity != self._identity:
+            expected, got = (f"{i.model_id[:16]}… {i.variant}" for i in (self._identity, session.identity))
+            raise StateError(
+                f"session: of another model or variant: expected {expected}, got {got}; "
+                "go on with the generator that made it"
+            )
+        return self._stream(session, ids, removed, chosen, cancel)
 
     def generate(
         self,

@@ -79,7 +79,9 @@ class Session:
         recent: Iterable[int] = (),
     ) -> None:
         _check_history(history)
-        self._engine, self._tokenizer, self._identity = engine, tokenizer, identity
+        self._engine, self._tokenizer = engine, tokenizer
+        self.identity = identity
+        """The model and the variant that it belongs to."""
         self._history, self._position = history, position
         self._segments = deque(segments)
         self._held = sum(len(segment.ids) for segment in self._segments)
@@ -236,7 +238,7 @@ class Session:
             kept.insert(0, segment)
         runs, state_S = [segment.ids for segment in kept], self._engine.download(kept[0].state)
         saved = Saved(self._position, state_S, runs, self.tokens, kept[-1].blend)
-        write_state(Path(path), self._identity, saved)
+        write_state(Path(path), self.identity, saved)
 
     def _append(self, ids: list[int]) -> None:
         place, count, self._ahead = 0, len(ids), None

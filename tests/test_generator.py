@@ -14,6 +14,7 @@ from sdgm_edge.runtime import (
     BundleError,
     Generator,
     ParameterError,
+    StateError,
     Stream,
     TokenizerError,
     encode_json,
@@ -251,6 +252,11 @@ def test_sixteen_threads_give_the_text_of_one_after_another(gen):
     with ThreadPoolExecutor(16) as pool:
         for _ in range(3):
             assert list(pool.map(text, range(16))) == sequential
+
+
+def test_a_session_of_another_model_is_refused(gen, plain):
+    with pytest.raises(StateError, match=r"session: of another model or variant: expected .* fp32, got"):
+        plain.generate(PROMPT, session=gen.session())
 
 
 def test_a_session_is_continued_and_left_after_the_last_token(gen):
