@@ -1,5 +1,14 @@
-"""Run the command line as a module: `python -m sdgm_edge …`, which is also what `torchrun -m` takes."""
+"""Run the command line: `sdgm-edge …`, or `python -m sdgm_edge …`, which is also what `torchrun -m` takes."""
 
-from .cli import main
 
-main()
+def main() -> None:
+    """Run the command line, and end as it does where Ctrl-C comes while it is still being imported."""
+    try:
+        from .cli import main
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    main()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ a device without torch can run what a device runs. Results go to stdout, progres
 """
 
 import dataclasses
+import errno
 import io
 import logging
 import os
@@ -19,6 +20,7 @@ from . import (
     commands_bench,
     commands_compare,
     commands_device,
+    commands_inspect,
     commands_measure,
     commands_plan,
     commands_probe,
@@ -86,14 +88,14 @@ def train(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file with [corpus], [model], [loss], [training], or a recipe."),
+        typer.Option(help="TOML file with tables corpus, model, loss, training; or the name of a recipe."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: a new one under runs/.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out, or with the newest run.")
     ] = False,
     tokenizer: Annotated[str | None, typer.Option(help="bpe, or word for the published protocol.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Tokens of the vocabulary.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Tokens of the vocabulary, at most.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the text.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps in all, in place of epochs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
@@ -107,8 +109,10 @@ def train(
     """Train a model on text, into a run folder."""
     from sdgm_edge.runtime import UsageError
 
+    console.check_choice("--device", device, ("auto", "cpu", "cuda"))
+    console.check_choice("--precision", precision, ("auto", "bf16", "float32"))
     from .config import load_config
-    from .run import RUNS, new_folder, newest_run, read_run_config
+    from .run import RUNS, check_unused, new_folder, newest_run, read_run_config
     from .shards import prepare_corpus
     from .training import Interrupted
     from .training import train as run_training
@@ -127,12 +131,14 @@ def train(
         training_table = console.given(epochs=epochs, max_steps=max_steps, seed=seed)
         settings = load_config(config, preset, corpus=corpus_table, training=training_table)
         folder = out or new_folder(RUNS, settings)
+        check_unused(folder)  # before the text is read, which may take long
     with console.text_progress() as progress:
         corpus = prepare_corpus(
             settings.corpus.train or ["pydoc"],
             settings.corpus.valid or None,
             tokenizer_kind=settings.corpus.tokenizer,
             vocab_size=settings.corpus.vocab_size if settings.corpus.tokenizer == "bpe" else None,
+            at_most=True,
             cache=console.cache_folder(),
             progress=progress,
         )
@@ -217,7 +223,7 @@ def export(
         int | None, typer.Option(help="Keep so many atoms of each layer, the strongest: less to read.")
     ] = None,
     drafts: Annotated[
-        bool, typer.Option("--drafts", help="Round int8 token by token, so that it can be drafted exactly.")
+        bool, typer.Option("--drafts", help="Round each token of int8 as if alone: drafts are then exact.")
     ] = False,
     loop: Annotated[
         bool, typer.Option("--loop", help="Write generate.onnx too: the decoding loop as a graph.")
@@ -287,7 +293,7 @@ def detokenize(
 for command in (
     commands_device.generate,
     commands_device.verify,
-    commands_device.inspect,
+    commands_inspect.inspect,
     commands_plan.plan,
     commands_bench.bench,
     commands_measure.footprint,
@@ -319,13 +325,15 @@ def _absolute(sources: list[str] | None) -> list[str] | None:
 def main() -> None:
     """Run the command line and exit: 0 fine, 1 failed, 2 misuse, 130 interrupted."""
     try:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # the caller closed it
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # of a character that the terminal cannot show
         try:
             app(prog_name="sdgm-edge")
         finally:
-            if sys.stdout:  # there is none where the caller closed it
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read us has had enough: leave nothing to flush, and say nothing
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -345,5 +353,11 @@ def _explain(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, SdgmError):
         return " ".join(str(error).split()), error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        place = error.filename or "the output"
+        return f"{place} cannot be written: {error.strerror}; free some space, or write elsewhere", 1
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        what = " ".join(str(error).split()) or "Python has no more"
+        return f"not enough memory: {what}; take a smaller model, batch_size, window or vocabulary", 1
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"unexpected {what}; `sdgm-edge --debug …` shows where: please report it", 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .commands_device import Provider
+from .commands_device import BundleArgument, Provider, newest_bundle
 
 if TYPE_CHECKING:
     from sdgm_edge.runtime import Footprint, VariantFootprint
@@ -20,7 +20,7 @@ _UNTOLD = "not told here"
 
 
 def footprint(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
+    bundle: BundleArgument = None,
     variants: Annotated[
         list[str] | None, typer.Option("--variant", help="Such as int8; may be given again. Default: all.")
     ] = None,
@@ -57,6 +57,7 @@ def footprint(
     }
     if chart is not None:
         _check_chart(chart)
+    bundle = bundle or newest_bundle()
     measured = measure_footprint(
         bundle,
         variants or (),
@@ -81,7 +82,7 @@ def footprint(
 
 
 def prepare(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, folder or *.sdgm.")],
+    bundle: BundleArgument = None,
     variants: Annotated[
         list[str] | None, typer.Option("--variant", help="Such as int8; may be given again. Default: all.")
     ] = None,
@@ -91,6 +92,7 @@ def prepare(
     from sdgm_edge.runtime import prepare as run_prepare
     from sdgm_edge.runtime import read_bundle
 
+    bundle = bundle or newest_bundle()
     found = read_bundle(bundle)
     done = [run_prepare(found, name) for name in dict.fromkeys(variants or found.manifest.variants)]
     if as_json:

@@ -79,6 +79,14 @@ def given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def check_choice(flag: str, got: str, choices: Sequence[str]) -> None:
+    """Raise UsageError for what is none of the choices."""
+    from sdgm_edge.runtime import UsageError
+
+    if got not in choices:
+        raise UsageError(f"{flag}: expected one of {', '.join(choices)}, got {got!r}; write one of these")
+
+
 def cache_folder() -> Path:
     """Where token shards are kept between runs, as the runtime keeps what it prepares."""
     from sdgm_edge.runtime import cache_folder
@@ -107,7 +115,9 @@ def training_progress(name: object) -> "Iterator[Callable[[TrainingProgress], No
 
         def show(now: "TrainingProgress") -> None:
             nonlocal told
-            figures = f"loss {now.loss:.3f} · {now.tokens_per_second:,.0f} tokens/s"
+            figures = f"loss {now.loss:.3f}"
+            if now.tokens_per_second:  # not known of the first steps
+                figures += f" · {now.tokens_per_second:,.0f} tokens/s"
             if now.valid_word_perplexity is not None:
                 figures += f" · validation word perplexity {now.valid_word_perplexity:.1f}"
             bars.update(task, completed=now.step, total=now.total_steps, figures=figures)

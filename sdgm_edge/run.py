@@ -53,6 +53,14 @@ def new_folder(root: Path, config: RunConfig) -> Path:
     )
 
 
+def check_unused(folder: Path) -> None:
+    """Raise RunError where a folder holds something already that a new run would write over."""
+    if (folder / "manifest.json").exists():
+        raise RunError(f"{folder} holds a bundle: expected a folder for a run; choose another --out")
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
+
+
 def newest_run(root: Path = RUNS) -> Path:
     """Return the run under `root` that was worked on last."""
     runs = [path.parent for path in root.glob("*/config.json") if (path.parent / "checkpoints").is_dir()]
@@ -122,18 +130,32 @@ def load_weights(model: LanguageModel, saved: Checkpoint) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for one process; the system lets go of it however the process ends.
 
+    A folder that is made here and stays empty, because nothing could be trained, is taken away again.
+
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds it, or it cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            _lock(file.fileno())
-        except OSError:
-            raise RunError(
-                f"another run is writing to {folder}: wait for it, or choose another --out"
-            ) from None
-        yield
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as reason:
+        raise RunError(
+            f"{folder} cannot be a run folder: {reason.strerror}; choose an --out that you may write to"
+        ) from reason
+    try:
+        with lock:
+            try:
+                _lock(lock.fileno())
+            except OSError:
+                raise RunError(
+                    f"another run is writing to {folder}: wait for it, or choose another --out"
+                ) from None
+            yield
+    finally:
+        if made and os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def _lock(descriptor: int) -> None:

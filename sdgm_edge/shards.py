@@ -112,6 +112,7 @@ def prepare_corpus(
     *,
     tokenizer_kind: Kind = "bpe",
     vocab_size: int | None = None,
+    at_most: bool = False,
     tokenizer: Tokenizer | None = None,
     cache: Path,
     progress: Progress | None = None,
@@ -120,11 +121,11 @@ def prepare_corpus(
 
     Without `valid_sources` a twentieth of the text is held out (`split_documents`). The vocabulary is learnt
     from the training text unless a `tokenizer` is given: `vocab_size` tokens (for bpe 4096 by default, for
-    word all words).
+    word all words), or with `at_most` as many of them as the text gives.
 
     Raises:
         ConfigError: an unknown kind, or a `vocab_size` out of range. CorpusError: text that is missing,
-        empty, not UTF-8, or too short; a vocabulary larger than it can give.
+        empty, not UTF-8, or too short; without `at_most` a vocabulary larger than it can give.
     """
     tell = progress or (lambda what, done, total: None)
     train = open_documents(sources, spool=cache)
@@ -140,7 +141,11 @@ def prepare_corpus(
             )
     else:
         train, valid = split_documents(train)
-    tokenizer = tokenizer or _tokenizer(train, tokenizer_kind, vocab_size, cache, tell)
+    if tokenizer is None:
+        if tokenizer_kind == "bpe" and vocab_size is None:
+            vocab_size = BPE_VOCABULARY
+        tokenizer = _tokenizer(train, tokenizer_kind, vocab_size, cache, tell)
+        _check_size(tokenizer, vocab_size, at_most)
     return Corpus(
         build_shard(train, tokenizer, cache, tell),
         build_shard(valid, tokenizer, cache, tell),
@@ -269,8 +274,6 @@ def _tokenizer(
     """Learn a vocabulary, or find the one that was learnt."""
     if kind not in ("bpe", "word"):
         raise ConfigError(f"tokenizer_kind: expected bpe or word, got {kind!r}")
-    if kind == "bpe" and vocab_size is None:
-        vocab_size = BPE_VOCABULARY
     name = f"{_FORMAT} {content_key(documents)} {kind} {vocab_size} {VOCABULARY_BYTES}"
     path = cache / f"tokenizer-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     if path.exists():
@@ -294,6 +297,17 @@ def _tokenizer(
     tokenizer = train_words(texts(), vocab_size) if kind == "word" else train_bpe(texts(), vocab_size or 0)
     tokenizer.save(path)
     return tokenizer
+
+
+def _check_size(tokenizer: Tokenizer, wanted: int | None, at_most: bool) -> None:
+    """Refuse a vocabulary that is smaller than wanted, or tell that it is."""
+    found = tokenizer.vocab_size
+    if wanted is None or found >= wanted:
+        return
+    told = f"the text is too small for a vocabulary of {wanted}: it gives {found} tokens"
+    if not at_most:
+        raise CorpusError(f"{told}; ask for {found} or fewer, or give more text")
+    log.warning("%s, which are taken; more text makes a better model", told)
 
 
 def _beginning(documents: Iterable[Document], limit: int) -> str:

@@ -20,7 +20,7 @@ from typing import Literal
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing
+from sdgm_edge.runtime import ConfigError, TokenizerError, replacing
 
 Kind = Literal["bpe", "word"]
 
@@ -119,9 +119,10 @@ class Tokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int = BPE_VOCABULARY) -> Tokenizer:
     """Learn byte-level BPE; `vocab_size` counts the 256 bytes and `END_OF_TEXT`. Same texts, same tokens.
 
+    A small text gives fewer tokens, since a merge must occur twice.
+
     Raises:
         ConfigError: `vocab_size` is out of range.
-        CorpusError: the text is too small for so many tokens (a merge must occur twice).
     """
     if not SMALLEST_BPE <= vocab_size <= LARGEST_BPE:
         raise ConfigError(f"vocab_size: expected {SMALLEST_BPE} to {LARGEST_BPE} for bpe, got {vocab_size}")
@@ -136,7 +137,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = BPE_VOCABULARY) -> Tokeniz
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return _of_size(Tokenizer(backend), vocab_size)
+    return Tokenizer(backend)
 
 
 def train_words(texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
@@ -144,7 +145,6 @@ def train_words(texts: Iterable[str], vocab_size: int | None = None) -> Tokenize
 
     Raises:
         ConfigError: `vocab_size` leaves no room for a word.
-        CorpusError: there are fewer words than asked for.
     """
     if vocab_size is not None and vocab_size < 3:
         raise ConfigError(f"vocab_size: expected 3 or more for word, got {vocab_size}")
@@ -159,16 +159,7 @@ def train_words(texts: Iterable[str], vocab_size: int | None = None) -> Tokenize
     backend.decoder = decoders.Sequence(
         [decoders.WordPiece(prefix="\0", cleanup=False), decoders.Replace(Regex(f" ?{END_OF_LINE}"), "\n")]
     )
-    return _of_size(Tokenizer(backend), vocab_size)
-
-
-def _of_size(tokenizer: Tokenizer, vocab_size: int | None) -> Tokenizer:
-    if vocab_size is not None and tokenizer.vocab_size < vocab_size:
-        raise CorpusError(
-            f"the text is too small for a vocabulary of {vocab_size}: it gives "
-            f"{tokenizer.vocab_size} tokens; ask for {tokenizer.vocab_size} or fewer, or give more text"
-        )
-    return tokenizer
+    return Tokenizer(backend)
 
 
 def _bpe_alphabet() -> list[str]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "onnxruntime", "numpy", "onnx", "sklearn", "tokenizers", "matplotlib"}
 
 COMMANDS = """
-import sys, time
+import errno, sys, time
 from pathlib import Path
 from sdgm_edge import cli
 
@@ -24,6 +24,11 @@ def fail(name: str) -> None:
 @cli.app.command()
 def lack(module: str) -> None:
     raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+@cli.app.command()
+def exhaust(what: str) -> None:
+    raise {"room": OSError(errno.ENOSPC, "No space left", "a/file"),
+           "torch": RuntimeError("can't\\nallocate memory"), "python": MemoryError()}[what]
 
 @cli.app.command()
 def slip() -> None:
@@ -96,6 +101,8 @@ def test_every_command_has_help() -> None:
     group = typer.main.get_command(cli.app)
     for name, command in group.commands.items():
         assert command.help, name
+        helps = [getattr(parameter, "help", None) or "" for parameter in command.params]
+        assert not [text for text in helps if "[" in text], "what stands in brackets is taken for markup"
         done = run(name, "--help")
         assert done.returncode == 0, done.stderr
         assert "Usage: sdgm-edge" in done.stdout
@@ -142,6 +149,56 @@ def test_slip_of_ours_asks_for_a_report() -> None:
     assert done.stderr == (
         "error: unexpected ValueError: a slip; `sdgm-edge --debug …` shows where: please report it\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("room", "a/file cannot be written: No space left; free some space, or write elsewhere"),
+        ("torch", "not enough memory: can't allocate memory; take a smaller model, batch_size"),
+        ("python", "not enough memory: Python has no more; take a smaller model, batch_size"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_slip_of_ours(what: str, told: str) -> None:
+    done = try_command("exhaust", what)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"error: {told}")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_stdout() -> None:
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", COMMANDS, "count", "3"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.stderr.startswith("error: the output cannot be written: No space left on device; free")
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of another kind")
+@pytest.mark.parametrize(("closed", "heard"), [(">&-", ""), ("2>&-", "0\n1\n")])
+def test_a_closed_stream_is_no_error(closed: str, heard: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" count 2 {closed}', sys.executable, COMMANDS],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, heard, "")
+
+
+def test_an_interrupt_while_it_is_imported() -> None:
+    program = (
+        "import sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'sdgm_edge.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "from sdgm_edge.__main__ import main\n"
+        "main()\n"
+    )
+    done = run("--version", program=("-c", program))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")

@@ -279,7 +279,7 @@ def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[tuple[object, ...], int, str]] = [
-    (("-p", ""), 2, "prompt: expected at least one character or id, got none"),
+    (("-p", ""), 2, "--prompt is empty: expected text; to begin from nothing, leave it out"),
     (("-p", b"caf\xe9"), 2, "--prompt is not UTF-8"),
     (("-p", "a", "-f", "b"), 2, "--prompt and --file both give a prompt"),
     (("-f", "none.txt"), 1, "none.txt: cannot be read: No such file"),
@@ -295,7 +295,7 @@ BAD: list[tuple[tuple[object, ...], int, str]] = [
     (("-p", "a", "-n", 0), 2, "max_new_tokens: expected an integer of at least 1"),
     (("-p", "a", "-s", -1), 2, "seed: expected"),
     (("-p", "a", "-t", 0), 2, "threads: expected"),
-    (("-p", "a", "-c", 0), 2, "n: expected a number of candidates from 1"),
+    (("-p", "a", "-c", 0), 2, "--candidates: expected a number of texts from 1, got 0"),
     (("-p", "a", "--stop", ""), 2, "stop: expected texts of at least one character"),
     (("-p", "a", "--logprobs", 2), 2, "--logprobs are told in JSON: add --json"),
     (("-p", "a", "--logprobs", -2, "--json"), 2, "logprobs: expected"),

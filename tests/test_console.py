@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from sdgm_edge import console
+from sdgm_edge.runtime import UsageError
+from sdgm_edge.training import Progress
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,21 @@ def test_text_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, stream:
     with console.text_progress() as progress:
         progress("tokenising", 500, 1000)
     assert ("tokenising" in errors.getvalue()) is shown
+
+
+def test_speed_is_told_once_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.training_progress("runs/a") as show:
+        show(Progress(1, 2, 3.0, 0.0, None))
+        show(Progress(2, 2, 3.0, 1234.0, None))
+    assert capsys.readouterr().err.splitlines() == [
+        "runs/a: step 1/2 · loss 3.000",
+        "runs/a: step 2/2 · loss 3.000 · 1,234 tokens/s",
+    ]
+
+
+def test_a_choice_of_several() -> None:
+    console.check_choice("--device", "cpu", ("auto", "cpu"))
+    with pytest.raises(
+        UsageError, match="--device: expected one of auto, cpu, got 'tpu'; write one of these"
+    ):
+        console.check_choice("--device", "tpu", ("auto", "cpu"))

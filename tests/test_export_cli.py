@@ -64,6 +64,16 @@ def test_verify_agrees_with_the_golden_bundle(command):
     assert report["variants"][0]["num_same"] == 16
 
 
+@pytest.mark.parametrize("name", ["verify", "inspect"])
+def test_without_a_bundle_the_newest_is_taken(command, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "mine.sdgm").write_bytes(GOLDEN.read_bytes())
+    result = command(name)
+    assert result.exit_code == 0
+    assert "bundles/mine.sdgm" in result.stdout
+
+
 def test_verify_fails_where_the_golden_prompt_says_other_things(command, tmp_path):
     bundle = read_bundle(GOLDEN).save(tmp_path / "b")
     manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))

@@ -189,10 +189,20 @@ def test_unknown_kind(text: Path, cache: Path) -> None:
         prepare(text, cache, tokenizer_kind="char")
 
 
-def test_vocabulary_too_large_leaves_nothing(text: Path, cache: Path) -> None:
-    with pytest.raises(CorpusError, match="too small for a vocabulary of 60000: it gives"):
-        prepare(text, cache, vocab_size=60_000)
-    assert not cache.exists()
+def test_vocabulary_too_large_leaves_no_tokens(text: Path, cache: Path) -> None:
+    for _ in range(2):  # the second time what was learnt is found
+        with pytest.raises(CorpusError, match="too small for a vocabulary of 60000: it gives"):
+            prepare(text, cache, vocab_size=60_000)
+    assert not list(cache.glob("shard-*"))
+
+
+def test_vocabulary_of_at_most_so_many(text: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = prepare(text, cache, vocab_size=60_000, at_most=True).tokenizer
+    assert 257 < small.vocab_size < 60_000
+    assert f"it gives {small.vocab_size} tokens, which are taken" in caplog.text
+    caplog.clear()
+    assert prepare(text, cache, vocab_size=small.vocab_size, at_most=True).tokenizer.sha256 == small.sha256
+    assert not caplog.text
 
 
 def test_default_vocabulary_on_the_embedded_corpus(cache: Path) -> None:

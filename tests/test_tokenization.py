@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError
+from sdgm_edge.runtime import ConfigError, TokenizerError
 from sdgm_edge.tokenization import (
     BEGIN_ID,
     END_OF_LINE,
@@ -73,12 +73,9 @@ def test_bpe_vocabulary_out_of_range(size: int) -> None:
 
 
 def test_bpe_vocabulary_larger_than_the_text_can_give() -> None:
-    with pytest.raises(
-        CorpusError, match=r"too small for a vocabulary of 4096: it gives (\d+) tokens"
-    ) as raised:
-        train_bpe([TEXT] * 2, vocab_size=4096)
-    possible = int(str(raised.value).split("ask for ")[1].split()[0])
-    assert train_bpe([TEXT] * 2, vocab_size=possible).vocab_size == possible
+    found = train_bpe([TEXT] * 2, vocab_size=4096)
+    assert 257 < found.vocab_size < 4096
+    assert train_bpe([TEXT] * 2, vocab_size=found.vocab_size).sha256 == found.sha256
 
 
 def test_words_as_published() -> None:
@@ -117,8 +114,7 @@ def test_word_vocabulary_without_room() -> None:
 
 
 def test_word_vocabulary_larger_than_the_text_can_give() -> None:
-    with pytest.raises(CorpusError, match="too small for a vocabulary of 9: it gives 4 tokens"):
-        train_words(["a b"], vocab_size=9)
+    assert train_words(["a b"], vocab_size=9).vocab_size == 4
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, WORD])
