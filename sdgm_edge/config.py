@@ -43,6 +43,10 @@ class CorpusConfig:
     """Tokens of a `bpe` vocabulary; a `word` vocabulary has all the words of the training text."""
 
     def __post_init__(self) -> None:
+        for name in ("train", "valid"):
+            sources = getattr(self, name)
+            good = isinstance(sources, tuple) and all(isinstance(source, str) for source in sources)
+            _expect(good, f"corpus.{name}", f"a list such as {name} = ['my.txt']", sources)
         _expect(self.tokenizer in ("bpe", "word"), "corpus.tokenizer", "bpe or word", self.tokenizer)
         _expect_int("corpus.vocab_size", self.vocab_size, 257)
 

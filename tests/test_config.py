@@ -34,6 +34,11 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("[model]\nwidth = -1", "model.width must be a whole number of at least 1, got -1"),
         ("[loss]\nprior = -1.0", "loss.prior must be a number of at least 0"),
         ('[corpus]\ntokenizer = "char"', "corpus.tokenizer must be bpe or word, got 'char'"),
+        (
+            '[corpus]\ntrain = "a.txt"',
+            r"corpus.train must be a list such as train = \['my.txt'\], got 'a.txt'",
+        ),
+        ("[corpus]\nvalid = [1]", r"corpus.valid must be a list such as valid = \['my.txt'\], got \(1,\)"),
         ("[corpus]\nvocab_size = 10", "corpus.vocab_size must be a whole number of at least 257"),
         ("[training]\nlearning_rate = 0.0", "training.learning_rate must be a number above 0"),
         ('[training]\nclip = "much"', r"training.clip must be a number in \[0, inf\), got 'much'"),
