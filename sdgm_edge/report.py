@@ -167,7 +167,8 @@ def make_report(outcomes: Sequence[Outcome], terms: Terms, corpus: Corpus) -> Re
         "tokenizer": f"{corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size} tokens",
         "parameters asked for": terms.num_parameters,
         "protocol": terms.protocol,
-        "pointer": f"over {terms.pointer} tokens" if terms.pointer else "none",
+        "pointer": (f"over {terms.pointer} tokens" if terms.pointer else "none")
+        + ", unless an entry says otherwise",
         "training": ", ".join(f"{name} {value}" for name, value in (terms.training or {}).items())
         or "as the protocol says",
         "matched in": f"time, {terms.minutes:g} minutes each" if terms.minutes else "text",
