@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sdgm_edge.config import load_config
-from sdgm_edge.runtime import pretrained, read_bundle, verify
+from sdgm_edge.runtime import Generator, pretrained, read_bundle, verify
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 12e6
@@ -37,6 +39,17 @@ def test_it_speaks_where_no_model_is_named(tmp_path):
     told = json.loads(done.stdout)
     assert told["model"] == str(pretrained())
     assert len(told["tokens"]) == 8
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_it_can_be_drafted_and_says_the_same(temperature):
+    gen = Generator.load(pretrained(), providers="cpu")
+    prompt = "The first game was released in May. The second game was released in June. The third game was"
+    params = {"temperature": temperature, "seed": 5, "max_new_tokens": 120, "logprobs": 1}
+    plain, drafted = (gen.generate(prompt, draft=draft, **params) for draft in (0, 16))
+    assert drafted.sampled == plain.sampled
+    assert drafted.text == plain.text
+    assert drafted.drafted.accepted or temperature, "what it says greedily runs into a circle"
 
 
 def test_its_card_is_of_this_model():
