@@ -77,9 +77,9 @@ class _VocabularyNLL(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float64)
         said_share = torch.ones(len(targets), device=hidden.device)
         scale = torch.empty_like(said_share)  # share / normaliser
-        rows = min(len(targets), max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight)))
+        rows = max(LEAST_ROWS, LOGITS_AT_ONCE // len(weight))
         few = max(1, IN_CACHE // len(weight)) if device == "cpu" else rows
-        buffer = low_hidden.new_empty(rows, len(weight))
+        buffer = low_hidden.new_empty(min(rows, len(targets)), len(weight))
         grads = None
         if any(ctx.needs_input_grad):  # type: ignore[attr-defined]
             grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
@@ -153,7 +153,7 @@ def vocabulary_nll(
         weight, bias = weight.detach(), bias.detach()
     if 0 < sampled_words < len(weight):
         words, log_weight = sample_words(targets, len(weight), sampled_words)
-        weight, bias = weight[words], bias[words] + log_weight
+        weight, bias = weight.index_select(0, words), bias[words] + log_weight
         targets = torch.searchsorted(words, targets)
     if features.pointed is not None:
         log_gate = features.pointed.log_gate_TB.flatten()
