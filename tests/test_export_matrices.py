@@ -159,3 +159,50 @@ def test_the_largest_number_of_a_row_decides_what_is_lost_of_it():
     expected = x @ as_held(matrix, "rows8").T
     error = np.abs(made.run(None, {"x0": x})[0] - expected).max(-1) / np.abs(expected).max(-1)
     assert error.max() < 2e-2
+
+
+@pytest.mark.parametrize("precision", BY_ROWS)
+def test_rows_are_averaged_in_windows_each_as_if_alone(precision):
+    places, window = 6, 4
+    matrix = weight(50, 24)
+    made = session(
+        lambda g, shares, indices, chosen, places: Matrix(g, "m", matrix, precision, rows=True).mean_of_rows(
+            shares, indices, chosen, places
+        ),
+        (ir.DataType.FLOAT, ("batch", "asked", window)),
+        (ir.DataType.INT64, ("batch", "all")),
+        (ir.DataType.INT64, ("batch", "asked", window)),
+        (ir.DataType.INT64, ("asked", window)),
+    )
+    shares = np.abs(weight(2 * places, window, seed=1)).reshape(2, places, window)
+    indices = np.random.default_rng(2).integers(-1, 50, (2, places + window - 1))
+    at = np.arange(places)[:, None] + np.arange(window)
+
+    def run(only):
+        return made.run(
+            None, {"x0": shares[:, only], "x1": indices, "x2": indices[:, at[only]], "x3": at[only]}
+        )[0]
+
+    together = run(slice(None))
+    expected = np.einsum("buw,buwk->buk", shares, as_held(matrix, precision)[indices[:, at]])
+    assert (
+        np.abs(together - expected).max() < (1e-2 if precision == "rows8" else 1e-5) * np.abs(expected).max()
+    )
+    for place in range(places):
+        np.testing.assert_array_equal(run(slice(place, place + 1)), together[:, place : place + 1])
+
+
+def test_steps_of_one_size_reach_so_far_and_no_further():
+    matrix, x = weight(48, 128), weight(3, 128, seed=2)[None].clip(-2, 2)
+    made = session(
+        lambda g, x: Matrix(g, "m", matrix, "rows8", reach=2.0).product(x, np.ones(48, np.float32)),
+        (ir.DataType.FLOAT, ("batch", "time", 128)),
+    )
+    expected = x @ as_held(matrix, "rows8").T + 1
+    got = made.run(None, {"x0": x})[0]
+    assert np.abs(got - expected).max() < 2e-2 * np.abs(expected).max()
+    x[0, 0] *= 1e6
+    cut = made.run(None, {"x0": x})[0]
+    np.testing.assert_array_equal(cut[:, 1:], got[:, 1:])
+    clipped = x.clip(-128 / 127 * 2, 2) @ as_held(matrix, "rows8").T + 1
+    assert np.abs(cut - clipped).max() < 2e-2 * np.abs(clipped).max()
