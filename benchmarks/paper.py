@@ -8,8 +8,8 @@ Everything goes into one folder: `report.md`, `report.json` and `report.html` wi
 plots, and a folder of its own for each part:
 
     pace/        a short training of the paper's model, which tells how much text the others can have
-    paper/       the paper's model and baselines under its own terms, and its ablations: the same text for all,
-                 and a pointer for all
+    paper/       the paper's model and baselines under its own terms, and its ablations: the same text for
+                 all, and a pointer
     best/        this project's model and all baselines under this project's terms: the same time for all
     judge/       a larger model, which says how likely generated texts are
     memory/      copy, selective, recall, needle: what models keep in mind

@@ -336,22 +336,9 @@ def test_a_comparison_that_is_terminated_leaves_a_checkpoint_and_no_process(plac
             (tmp_path / f"data/{name}.txt").write_text(LINE * 2000)
         program, run = [PAPER, "--data", tmp_path / "data"], out / "pace/sdgm-seed0"
         size = ["--vocab-size", 270, "--minutes", 1000, "--batch-size", 4]
-    asked = [
-        *program,
-        *size,
-        "--params",
-        "20k",
-        "--window",
-        8,
-        "--copy-window",
-        4,
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
+    shape = ["--params", "20k", "--window", 8, "--copy-window", 4, "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, *map(str, asked)],
+        [sys.executable, *map(str, [*program, *size, *shape, "--out", out])],
         stderr=subprocess.PIPE,
         env={**os.environ, "SDGM_EDGE_CACHE": str(place / "cache")},
     )
