@@ -48,9 +48,8 @@ def logits(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Screen | None 
         attention, words, context = _attend(t, embedding, hidden, hidden_U)
         both = g.op("Concat", hidden_U, context, axis=-1)
         with g.at("gate"):
-            weight_21, bias_2 = (np.pad(t.weights[f"pointer.gate.{name}"], pad) for name, pad in
-                                 (("weight", ((0, 1), (0, 0))), ("bias", (0, 1))))  # fmt: skip
-            gate = g.op("Add", g.op("MatMul", both, weight_21.T), bias_2)
+            weight = np.pad(t.weights["pointer.gate.weight"], ((0, 1), (0, 0)))  # the other one is 0
+            gate = g.op("Add", g.op("MatMul", both, weight.T), np.pad(t.weights["pointer.gate.bias"], (0, 1)))
             log_say, log_copy = g.ops(2, "Split", g.op("LogSoftmax", gate, axis=-1), axis=-1, num_outputs=2)
         with g.at("merge"):
             merged = t.matrix("pointer.merge.weight").product(both)
