@@ -39,7 +39,7 @@ def bench(
     threads: Annotated[str, typer.Option("--threads", "-t", help="Threads, with commas: 1,2.")] = "1",
     providers: Provider = "auto",
     prepared: Annotated[
-        bool, typer.Option("--prepared", help="Measure with prepared weights (sdgm-edge prepare).")
+        bool, typer.Option("--prepared", help="With weights packed for this CPU; the first time, packs them.")
     ] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="table, md, json or csv.")] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,

@@ -313,6 +313,14 @@ def test_loading_refuses_a_cache_that_others_may_write_to(cache, path):
     assert command(*asked[:-1]).returncode == 0, "without it the bundle runs as before"
 
 
+def test_bench_measures_what_is_prepared_and_prepares_it(cache, path):
+    small = ("-p", "4", "-n", "2", "-r", "1", "-d", "0", "--json")
+    done = command("bench", path, "--prepared", "--variant", "int8", *small)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    assert len(os.listdir(cache / "prepared")) == 1
+
+
 def test_generate_takes_what_is_prepared(cache, path):
     flags = ("-p", "Once", "-n", "9", "-s", "1", "--no-heal")
     plain = command("generate", "-m", path, *flags)
