@@ -118,9 +118,15 @@ def train(
     from .training import train as run_training
 
     if resume:
-        if texts or valid or config or preset:
+        settled = {
+            "texts": texts or None, "--valid": valid or None, "--config": config, "--preset": preset,
+            "--tokenizer": tokenizer, "--vocab-size": vocab_size, "--epochs": epochs,
+            "--max-steps": max_steps, "--seed": seed,
+        }  # fmt: skip
+        if changed := ", ".join(console.given(**settled)):
             raise UsageError(
-                "--resume goes on with a run as it was begun: leave out texts, --valid, --config and --preset"
+                f"--resume goes on with a run as it was begun: expected none of its settings, got {changed}; "
+                "leave them out, or begin another run"
             )
         folder = out or newest_run()
         settings = read_run_config(folder)

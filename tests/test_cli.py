@@ -116,6 +116,24 @@ def test_misuse(arguments: list[str]) -> None:
     assert "No such" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            ("--resume", "my.txt", "--seed", "0"),
+            "expected none of its settings, got texts, --seed; leave them",
+        ),
+        (("--resume", "--epochs", "9"), "expected none of its settings, got --epochs; leave them out"),
+        (("--device", "tpu"), "--device: expected one of auto, cpu, cuda, got 'tpu'"),
+        (("--precision", "half"), "--precision: expected one of auto, bf16, float32, got 'half'"),
+    ],
+)
+def test_training_refuses_what_it_would_not_heed(flags: tuple[str, ...], told: str) -> None:
+    done = run("train", *flags)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert told in done.stderr
+
+
 @pytest.mark.parametrize(("name", "exit_code"), [("CorpusError", 1), ("ParityError", 1), ("ConfigError", 2)])
 def test_error_is_one_line(name: str, exit_code: int) -> None:
     done = try_command("fail", name)
