@@ -362,6 +362,9 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         place = error.filename or "the output"
         return f"{place} cannot be written: {error.strerror}; free some space, or write elsewhere", 1
+    if isinstance(error, PermissionError):
+        place = error.filename or "a file"
+        return f"{place} may not be used: {error.strerror}; check its permissions, or choose another place", 1
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
         what = " ".join(str(error).split()) or "Python has no more"
         return f"not enough memory: {what}; take a smaller model, batch_size, window or vocabulary", 1

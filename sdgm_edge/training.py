@@ -35,7 +35,7 @@ from sdgm_edge.parallel import Group, joined
 from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
 from sdgm_edge.process import keep_memory, pick_device, stopping, supports_bf16
 from sdgm_edge.recorder import Recorder, draw_curve
-from sdgm_edge.run import load_weights, locked, read_run_config
+from sdgm_edge.run import check_unused, load_weights, locked, read_run_config
 from sdgm_edge.runtime import CheckpointError, DivergedError, RunError, replacing
 from sdgm_edge.shards import Corpus
 
@@ -166,10 +166,7 @@ class Trainer:
                 raise RunError(f"{self.folder} has no checkpoint to resume from: train without --resume")
             self._restore(checkpoint.load(found[-1]))
         elif self.group.leads:
-            if (self.folder / "config.json").exists():
-                raise RunError(
-                    f"{self.folder} holds a run already: go on with it by --resume, or choose another --out"
-                )
+            check_unused(self.folder)
             self.corpus.tokenizer.save(self.folder / "tokenizer.json")
             _write_text(self.folder / "heldout.txt", self.corpus.heldout_text)
             _write_text(self.folder / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")

@@ -28,6 +28,7 @@ def lack(module: str) -> None:
 @cli.app.command()
 def exhaust(what: str) -> None:
     raise {"room": OSError(errno.ENOSPC, "No space left", "a/file"),
+           "right": PermissionError(errno.EACCES, "Permission denied", "a/file"),
            "torch": RuntimeError("can't\\nallocate memory"), "python": MemoryError()}[what]
 
 @cli.app.command()
@@ -173,6 +174,7 @@ def test_slip_of_ours_asks_for_a_report() -> None:
     ("what", "told"),
     [
         ("room", "a/file cannot be written: No space left; free some space, or write elsewhere"),
+        ("right", "a/file may not be used: Permission denied; check its permissions, or choose"),
         ("torch", "not enough memory: can't allocate memory; take a smaller model, batch_size"),
         ("python", "not enough memory: Python has no more; take a smaller model, batch_size"),
     ],
