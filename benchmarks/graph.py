@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from bench import described
+from bundles import described
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.reach import find_reach
 from sdgm_edge.export.variants import VARIANTS, Variant, build, bundle_config

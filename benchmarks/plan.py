@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import EDGE, Bench, described
+from bundles import EDGE, Bench, described
 from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.console import print_table
