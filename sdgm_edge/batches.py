@@ -8,6 +8,7 @@ Everything is a function of (seed, epoch, index): a resumed run reads what it wo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,16 @@ class Lanes:
         """Return inputs and targets (B, T) of this process' lanes."""
         lane = len(self.tokens) // self.batch_size
         entry = int(np.random.default_rng((self.seed, epoch)).integers(len(self.tokens)))
-        share = self.batch_size // self.world
-        first = entry + np.arange(self.rank * share, (self.rank + 1) * share) * lane + index * self.window
+        first = entry + self._own(np.arange(self.batch_size)) * lane + index * self.window
         places = (first[:, None] + np.arange(self.window + 1)) % len(self.tokens)
         window = torch.from_numpy(self.tokens[places].astype(np.int64))
         return window[:, :-1], window[:, 1:]
+
+    def fresh(self, epoch: int, index: int, part: float) -> Tensor:
+        """Return which windows of this process are read as the beginning of a text, (B, 1)."""
+        chances = np.random.default_rng((self.seed, epoch, index)).random(self.batch_size)
+        return torch.from_numpy(self._own(chances) < part)[:, None]
+
+    def _own(self, lanes: NDArray[Any]) -> NDArray[Any]:
+        share = self.batch_size // self.world
+        return lanes[self.rank * share :][:share]

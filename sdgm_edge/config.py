@@ -63,6 +63,8 @@ class TrainingConfig:
     """Sequences in a batch, over all processes."""
     carry_state: bool = True
     """A sequence's next window goes on from the state of its last; False: each starts afresh."""
+    fresh_starts: float = 0.05
+    """Part of the windows that are read as the beginning of a text; carried state hardly shows any."""
     optimizer: str = "adamw"
     """`adamw` (decoupled weight decay), `adam` (the paper's) or `muon` (for matrices, AdamW for the rest)."""
     learning_rate: float = 3e-3
@@ -122,6 +124,7 @@ class TrainingConfig:
             ("dynamics_rate", 100.0),
             ("warmup", 1.0),
             ("exact_part", 1.0),
+            ("fresh_starts", 1.0),
             ("clip", math.inf),
             ("ema_decay", 1.0),
             ("checkpoint_minutes", math.inf),
@@ -182,6 +185,7 @@ PRESET_RUNS: dict[str, RunConfig] = {
             weight_decay=1e-5,
             beta2=0.999,
             dynamics_rate=1.0,
+            fresh_starts=0.0,
             schedule="constant",
             warmup=0.0,
             ema_decay=0.0,

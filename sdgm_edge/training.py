@@ -38,6 +38,7 @@ from sdgm_edge.recorder import Recorder, draw_curve
 from sdgm_edge.run import check_unused, load_weights, locked, read_run_config
 from sdgm_edge.runtime import CheckpointError, DivergedError, RunError, replacing
 from sdgm_edge.shards import Corpus
+from sdgm_edge.tokenization import BEGIN_ID
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +226,10 @@ class Trainer:
         inputs, targets = (ids.to(self.device, non_blocking=True) for ids in self.lanes.batch(epoch, index))
         if index == 0 or not t.carry_state:
             self.state = torch.zeros_like(self.state)
+        if t.fresh_starts:
+            fresh = self.lanes.fresh(epoch, index, t.fresh_starts).to(self.device)
+            self.state = self.state.masked_fill(fresh, 0)
+            inputs = torch.cat([inputs[:, :1].masked_fill(fresh, BEGIN_ID), inputs[:, 1:]], dim=1)
         torch.manual_seed((t.seed * 1_000_003 + self.step) * self.group.world + self.group.rank)
         exact = self.step >= (1 - t.exact_part) * self.total
         self.objective.sampled_words = 0 if exact else t.sampled_words

@@ -41,6 +41,16 @@ def test_processes_share_the_lanes_of_one():
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_so_many_windows_are_fresh_and_the_same_ones_for_all_processes():
+    source = lanes()
+    fresh = torch.cat([source.fresh(epoch, index, 0.2) for epoch in range(20) for index in range(25)])
+    assert 0.15 < fresh.float().mean() < 0.25
+    whole = source.fresh(1, 5, 0.5)
+    assert whole.shape == (4, 1)
+    assert torch.equal(torch.cat([lanes(rank=rank, world=2).fresh(1, 5, 0.5) for rank in range(2)]), whole)
+    assert not source.fresh(0, 0, 0.0).any()
+
+
 def test_too_little_text_and_uneven_processes_are_told():
     with pytest.raises(CorpusError, match="has 40 tokens, but 4 windows of 10 need 41: give more text"):
         lanes(40)

@@ -21,6 +21,7 @@ from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run, locked, new_folder, newest_run
 from sdgm_edge.runtime import CheckpointError, CorpusError, DivergedError, RunError
 from sdgm_edge.shards import prepare_corpus
+from sdgm_edge.tokenization import BEGIN_ID
 from sdgm_edge.training import Interrupted, train
 
 TINY = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 16, "window": 16, "dropout": 0.2}
@@ -124,6 +125,22 @@ def test_words_are_sampled_until_the_last_part_and_never_in_validation(corpus, t
     assert asked == [40] * 7 + [0] * 3
     train(config(max_steps=2), corpus, tmp_path / "plain")
     assert asked[10:] == [0, 0]
+
+
+def test_a_fresh_window_has_no_past_and_follows_the_begin_token(corpus, tmp_path, monkeypatch):
+    seen = []
+
+    def objective(self, ids, targets, state):
+        seen.append((ids.clone(), state.clone()))
+        return forward(self, ids, targets, state)
+
+    forward = losses.Objective.forward
+    monkeypatch.setattr(losses.Objective, "forward", objective)
+    train(config(max_steps=12, fresh_starts=0.4), corpus, tmp_path / "run")
+    fresh = torch.cat([ids[:, 0] == BEGIN_ID for ids, _ in seen[1:]])  # the first step has no state yet
+    empty = torch.cat([(state == 0).all(1) for _, state in seen[1:]])
+    assert torch.equal(fresh, empty)
+    assert 0 < fresh.sum() < len(fresh)
 
 
 def test_early_stop_ends_when_validation_does_not_improve(corpus, tmp_path):
