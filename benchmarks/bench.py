@@ -17,21 +17,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bundles import EDGE, Bench, described, load
-from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.variants import VARIANTS, build, bundle_config
+from measuring import decoding, drain, microseconds, read, without_head
+from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.console import format_value, print_table
-from sdgm_edge.models import SDGM, ModelConfig
-from sdgm_edge.runtime import Engine, Generator, Session, Spent, measure_speed, pinned, spent
+from sdgm_edge.models import ModelConfig
+from sdgm_edge.runtime import (
+    Session,
+    Spent,
+    measure_footprint,
+    measure_speed,
+    pinned,
+    spent,
+)
 
 PRESETS = ("paper", *EDGE)
 DEEP = 100_000
@@ -90,77 +96,6 @@ class Figure:
         return cls(section, name, measured, unit, f"≥ {format_value(limit)}", measured >= limit)
 
 
-# Measuring
-
-
-def microseconds(calls: Iterable[Callable[[], object]]) -> float:
-    """The median time of calls."""
-    return 1e6 * median(spent(call).wall for call in calls)
-
-
-def drain(stream: Iterator[str]) -> None:
-    """Take all pieces, and drop them."""
-    for _ in stream:
-        pass
-
-
-class Timed:
-    """An ONNX Runtime session that remembers how long its runs took."""
-
-    def __init__(self, session: Any) -> None:
-        self._session, self.runs = session, list[Spent]()
-
-    def run(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
-        """Run it."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        results: list[Any] = self._session.run(outputs, feeds)
-        self.runs.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
-        return results
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What a generated token costs: medians over texts, in seconds."""
-
-    wall: float
-    cpu: float
-    own_wall: float
-    """The part that is spent outside `session.run`."""
-    own_cpu: float
-
-
-def decoding(generator: Generator, tokens: int = 256, texts: int = 9, **sampling: Any) -> Decoding:
-    """Measure `Generator.stream`, sampling as the bundle does unless told otherwise."""
-    engine = generator.engine
-    plain = engine._session
-    rounds = []
-    for seed in range(texts + 1):
-        engine._session = timed = Timed(plain)
-        took = spent(partial(drain, generator.stream("The", seed=seed, max_new_tokens=tokens, **sampling)))
-        wall, cpu = sum(run.wall for run in timed.runs), sum(run.cpu for run in timed.runs)
-        rounds.append([s / tokens for s in (took.wall, took.cpu, took.wall - wall, took.cpu - cpu)])
-    engine._session = plain
-    return Decoding(*(median(column) for column in zip(*rounds[1:], strict=True)))
-
-
-def without_head(config: ModelConfig, bits: int) -> float:
-    """Seconds of processor time of a token in a model's graph with hardly any words."""
-    config = replace(config, vocab_size=16)
-    weights, variant = weights_of(SDGM(config)), VARIANTS[bits]
-    graph = build(config, weights, variant.plan(weights))
-    engine = Engine(graph, bundle_config(config), "body", providers="cpu", threads=1)
-    state = engine.zeros()
-    return median(spent(lambda: engine.last([1], state)).cpu for _ in range(2000))
-
-
-def read(generator: Generator, text: str) -> int:
-    """Read a prompt, from text to the logits after it; its number of tokens."""
-    session = generator.session()
-    count = session.feed(text)
-    _ = session.logits
-    return count
-
-
 # Sections
 
 
@@ -199,7 +134,7 @@ def speed(bench: Bench) -> Iterator[Figure]:
     """How fast edge-small generates, and what of it is the runtime's own."""
     cost = decoding(bench.generator("edge-small"))
     name = "edge-small int8 through Generator.stream, temperature 0.8, top_p 0.95"
-    yield Figure.at_least("speed", name, 1 / cost.wall, "tokens/s", 1500)
+    yield Figure.at_least("speed", name, 1 / cost.wall, "tokens/s", 2000)
     yield Figure("speed", "the same by processor time", 1 / cost.cpu, "tokens/s")
     share = 100 * cost.own_wall / cost.wall
     yield Figure.at_most("speed", "the runtime's own part (outside session.run)", share, "% of a token", 15)
@@ -291,6 +226,24 @@ def presets(bench: Bench) -> Iterator[Figure]:
             yield Figure("presets", f"{name} int8, {what}", measured, unit)
 
 
+def prepared(bench: Bench) -> Iterator[Figure]:
+    """What a process costs whose weights are mapped from disk in their prepared form."""
+    bundle = bench.bundle("edge-small")
+    for mapped in (False, True):
+        [cost] = measure_footprint(bundle, providers="cpu", threads=1, prepared=mapped).variants
+        imports, last = cost.stages["imports"].anonymous, cost.stages["after_tokens"].anonymous
+        name = f"edge-small int8{', prepared' if mapped else ''}"
+        figures = [("first token of a new process", 1e3 * cost.seconds.first_token, "ms", 150)]
+        if imports is not None and last is not None:
+            figures += [("anonymous memory beyond the imports", (last - imports) / 1e6, "MB", 6)]
+        for what, measured, unit, limit in figures:
+            if mapped:
+                yield Figure.at_most("prepared", f"{name}, {what}", measured, unit, limit)
+            else:
+                yield Figure("prepared", f"{name}, {what}", measured, unit)
+        yield Figure("prepared", "the same by processor time", 1e3 * cost.seconds.first_token_cpu, "ms")
+
+
 def large(bench: Bench) -> Iterator[Figure]:
     """23 million parameters, 32,000 words: one core's processor time, and what of it the head takes."""
     for bits, name in ((8, "int8"), (4, "4 bits")):
@@ -318,7 +271,8 @@ def large(bench: Bench) -> Iterator[Figure]:
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
-    section.__name__: section for section in (accuracy, speed, flat, prompt, sessions, presets, large)
+    section.__name__: section
+    for section in (accuracy, speed, flat, prompt, sessions, presets, prepared, large)
 }
 
 
