@@ -115,6 +115,12 @@ def test_something_else_is_not_a_bundle(tmp_path):
         read_bundle(tmp_path / "nothing")
 
 
+def test_a_training_run_is_named_as_one(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(BundleError, match="a training run, not a bundle: export it by `sdgm-edge export "):
+        read_bundle(tmp_path)
+
+
 def test_each_file_is_needed(folder):
     for name in tiny.files():
         data = (folder / name).read_bytes()
