@@ -226,7 +226,7 @@ class Session:
         self._after = self._logits_V = self._ahead = None
 
     def save(self, path: str | Path, *, history: int = SAVED_HISTORY) -> None:
-        """Write the state file: a few kilobytes, bound to the model, replaced as a whole or not at all.
+        """Write the state file: some kilobytes, bound to the model, replaced as a whole or not at all.
 
         Once loaded, the session can be rewound by `history` tokens, if no token before the last was blended.
         """
