@@ -254,9 +254,11 @@ def test_sixteen_threads_give_the_text_of_one_after_another(gen):
             assert list(pool.map(text, range(16))) == sequential
 
 
-def test_a_session_of_another_model_is_refused(gen, plain):
-    with pytest.raises(StateError, match=r"session: of another model or variant: expected .* fp32, got"):
-        plain.generate(PROMPT, session=gen.session())
+def test_a_session_of_another_model_or_variant_is_refused(gen, path, tmp_path):
+    other = Generator.load(tiny.write(tmp_path / "other", model_id="f" * 64), providers="cpu")
+    for wrong in (other, Generator.load(path, "int8", providers="cpu")):
+        with pytest.raises(StateError, match=r"session: of another model or variant: expected .* fp32, got"):
+            gen.generate(PROMPT, session=wrong.session())
 
 
 def test_a_session_is_continued_and_left_after_the_last_token(gen):
