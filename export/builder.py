@@ -59,6 +59,17 @@ class Builder:
         outputs = [ir.Value(name=f"{name}:{i}") for i in range(count)]
         return self._tape.op_multi_out(op_type, values, attributes, outputs=outputs, domain=domain, name=name)
 
+    def scan(self, body: Builder, *inputs: Input, axes: Sequence[int]) -> ir.Value:
+        """Run a body on one position after another of inputs along their axes; its outputs along axis 1."""
+        return self.op(
+            "Scan",
+            *inputs,
+            body=body.graph("position"),
+            num_scan_inputs=len(inputs),
+            scan_input_axes=tuple(axes),
+            scan_output_axes=(1,),
+        )
+
     def constant(self, array: Array | np.generic, name: str = "") -> ir.Value:
         """Return an initializer, the same one for the same small numbers where it bears no name."""
         if self._parent is not None:

@@ -242,15 +242,7 @@ class Matrix:
         )
         mean = body.op("Squeeze", mean, ints(1))
         body.output(mean.name or "", mean, ir.DataType.FLOAT, ("batch", self.num_columns))
-        return g.op(
-            "Scan",
-            shares_UW,
-            places_UW,
-            body=body.graph("position"),
-            num_scan_inputs=2,
-            scan_input_axes=(1, 0),
-            scan_output_axes=(1,),
-        )
+        return g.scan(body, shares_UW, places_UW, axes=(1, 0))
 
     def rows(self, indices: ir.Value, g: Builder | None = None) -> ir.Value:
         """Return rows of W, (..., K) in float32 for indices (...) of two dimensions.

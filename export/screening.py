@@ -171,12 +171,4 @@ def screened_scores(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Scree
         exact = body.op("Add", body.op("Squeeze", exact, ints(2)), body.op("Gather", bias, chosen))
         logits = body.op("ScatterElements", preview_BV, chosen, exact, axis=1)
         body.output(logits.name or "", logits, ir.DataType.FLOAT, ("batch", V))
-        return g.op(
-            "Scan",
-            preview,
-            hidden,
-            body=body.graph("position"),
-            num_scan_inputs=2,
-            scan_input_axes=(1, 1),
-            scan_output_axes=(1,),
-        )
+        return g.scan(body, preview, hidden, axes=(1, 1))
