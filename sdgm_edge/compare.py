@@ -3,6 +3,7 @@
 What is compared is named by *entries*:
 
     sdgm                       the SDGM of the protocol
+    ringing                    the product's SDGM, whatever the protocol
     gpt2, transformer-xl, …    a baseline, by its name in `sdgm_edge.models.MIXERS`
     NAME:KEY=VALUE+KEY=VALUE   the same with some settings changed, after its size was chosen
     ablations                  all of `ABLATIONS`: the paper's questions
@@ -11,8 +12,8 @@ A KEY is a field of the model, the loss or the training, or a short name of one:
 
 The *protocol* says how all are trained. `paper` is the paper's set-up: Adam at 1e-3, at most 10 epochs, early
 stop, the literal SDGM and its composite loss. `best` is the product's: ringing atoms, AdamW with a cosine
-schedule, averaged weights. Baselines have the likelihood alone as their loss in both. All models have a
-pointer or none has: that of the protocol's SDGM, unless the terms say otherwise.
+schedule, averaged weights. What is not the protocol's SDGM has the likelihood alone as its loss. All models
+have a pointer or none has: that of the protocol's SDGM, unless the terms say otherwise.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ from sdgm_edge.trial import TRIAL, Result, Trial, write_json
 
 PROTOCOLS = {"paper": "paper", "best": "edge-micro"}
 """The preset whose training a protocol takes."""
+
+PRODUCT = "ringing"
+"""The layer of the product's SDGM."""
 
 SHORT = {
     "alpha": "reconstruction",
@@ -168,8 +172,8 @@ def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
     name, _, changes = entry.partition(":")
     if terms.protocol not in PROTOCOLS:
         raise ConfigError(f"--protocol: expected {' or '.join(PROTOCOLS)}, got {terms.protocol!r}")
-    if name != "sdgm" and name not in MIXERS:
-        raise ConfigError(f"--models: expected sdgm, ablations, {', '.join(MIXERS)}, got {name!r}")
+    if name not in ("sdgm", PRODUCT, *MIXERS):
+        raise ConfigError(f"--models: expected sdgm, {PRODUCT}, ablations, {', '.join(MIXERS)}, got {name!r}")
     base = PRESET_RUNS[PROTOCOLS[terms.protocol]]
     settings: dict[str, Any] = {
         "vocab_size": terms.vocab_size,
@@ -181,7 +185,7 @@ def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
         if name == "sdgm" and terms.protocol == "paper":
             model = scaled(preset("paper", **settings), terms.num_parameters)
         else:
-            model = sized("ringing" if name == "sdgm" else name, terms.num_parameters, **settings)
+            model = sized(PRODUCT if name == "sdgm" else name, terms.num_parameters, **settings)
         training = replace(base.training, **{**(terms.training or {}), "seed": seed})
         loss = base.loss if name == "sdgm" else LossWeights()
         config = replace(base, corpus=terms.corpus, model=model, loss=loss, training=training)

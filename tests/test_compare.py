@@ -151,6 +151,17 @@ def test_the_papers_protocol_is_the_papers(terms):
     assert (config.training.optimizer, config.training.learning_rate) == ("adam", 1e-3)
 
 
+def test_the_product_can_be_trained_under_the_papers_terms(terms):
+    paper = dataclasses.replace(terms, protocol="paper")
+    ours, theirs, baseline = (entry_config(entry, paper, 0) for entry in ("ringing", "sdgm", "lstm"))
+    assert (ours.model.layer, theirs.model.layer) == ("ringing", "clock")
+    assert ours.training == theirs.training == baseline.training
+    assert ours.model.copy_window == baseline.model.copy_window > 0
+    assert ours.loss == baseline.loss
+    assert count_parameters(ours.model) == pytest.approx(terms.num_parameters, rel=0.05)
+    assert entry_config("ringing", terms, 0) == entry_config("sdgm", terms, 0), "under best they are one"
+
+
 @pytest.mark.parametrize("protocol", ["paper", "best"])
 def test_ablations_change_what_they_say_and_nothing_else(terms, protocol):
     terms = dataclasses.replace(terms, protocol=protocol)
@@ -171,7 +182,7 @@ def test_ablations_change_what_they_say_and_nothing_else(terms, protocol):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("gpt3", "expected sdgm, ablations, gpt2, .*, got 'gpt3'"),
+        ("gpt3", "expected sdgm, ringing, ablations, gpt2, .*, got 'gpt3'"),
         ("sdgm:beta", r"expected KEY=VALUE, got 'beta'; write it as in sdgm:beta=0\+K=64"),
         ("sdgm:colour=1", "sdgm:colour=1: a key must be one of alpha, beta, .*, got 'colour'"),
         ("sdgm:K=many", "num_atoms must be a number, got 'many'"),
