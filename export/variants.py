@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -43,15 +43,15 @@ class Variant:
         """Name of its file in a bundle."""
         return "model.onnx" if self.name == "fp32" else f"model_{self.name}.onnx"
 
-    def plan(self, weights: Mapping[str, Array]) -> dict[str, Precision]:
-        """Return the precision of every matrix.
+    def plan(self, weights: Mapping[str, Array], names: Iterable[str] | None = None) -> dict[str, Precision]:
+        """Return the precision of the embedding and of every matrix; `names` are those of a baseline.
 
         A pointer looks up the rows of all words in its window, which q8 takes long for.
         """
+        names = matrix_names(weights) if names is None else names
         points = "pointer.key.weight" in weights
         embedding = "rows8" if points and self.bits == 8 else self.embedding
-        names = matrix_names(weights)
-        return {name: embedding if name == "embedding.weight" else self.matrices for name in names}
+        return {**dict.fromkeys(names, self.matrices), "embedding.weight": embedding}
 
     def by_rows(self) -> Variant:
         """Return the same with products that round each token's activations as if it were alone.

@@ -74,6 +74,16 @@ def test_int8_computes_what_torch_does_with_the_same_rounded_weights(layer, head
 
 @pytest.mark.parametrize("layer", GRAPHS)
 @pytest.mark.parametrize("head", [{}, POINTER], ids=["plain", "pointer"])
+def test_the_head_is_held_as_an_sdgm_s_is(layer, head):
+    sdgm, baseline = weights_of(model("ringing", **head)), weights_of(model(layer, **head))
+    of_head = {name for name in sdgm if not name.startswith("blocks.")}
+    for variant in VARIANTS.values():
+        expected, found = variant.plan(sdgm), plan_of(variant, baseline)
+        assert {name: expected.get(name) for name in of_head} == {name: found.get(name) for name in of_head}
+
+
+@pytest.mark.parametrize("layer", GRAPHS)
+@pytest.mark.parametrize("head", [{}, POINTER], ids=["plain", "pointer"])
 def test_parity_fails_on_any_perturbed_weight(layer, head):
     perturbed = held(layer, 32, **head)
     unnoticed = []

@@ -45,7 +45,7 @@ def plan_of(variant: Variant, weights: Mapping[str, Array]) -> dict[str, Precisi
     """Return the precision of every matrix in a variant."""
     matrices = (name for name in weights if name.split(".")[-2:-1] == ["lstm"] and weights[name].ndim == 2)
     named = (name for name in weights if name.endswith(".weight") and name.split(".")[-2] in MATRICES)
-    return {"embedding.weight": variant.embedding, **dict.fromkeys([*matrices, *named], variant.matrices)}
+    return variant.plan(weights, [*matrices, *named])
 
 
 def pieces_of(config: ModelConfig, mixer: MixerGraph) -> Pieces:
