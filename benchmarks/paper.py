@@ -8,8 +8,8 @@ Everything goes into one folder: `report.md`, `report.json` and `report.html` wi
 plots, and a folder of its own for each part:
 
     pace/        a short training of the paper's model, which tells how much text the others can have
-    paper/       the paper's model and baselines under its own terms, and its ablations: the same text for
-                 all, and a pointer
+    paper/       the paper's model, this project's (`ringing`) and the paper's baselines under its own terms,
+                 and its ablations: the same text for all, and a pointer
     best/        this project's model and all baselines under this project's terms: the same time for all
     judge/       a larger model, which says how likely generated texts are
     memory/      copy, selective, recall, needle: what models keep in mind
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from sdgm_edge import console, probe_generation
-from sdgm_edge.compare import ABLATIONS, Outcome, Terms, compare, parse_budget
+from sdgm_edge.compare import ABLATIONS, PRODUCT, Outcome, Terms, compare, parse_budget
 from sdgm_edge.config import PRESET_RUNS, CorpusConfig
 from sdgm_edge.models import MIXERS
 from sdgm_edge.probe import TASKS, Finding, Probe, probe, table
@@ -39,7 +39,7 @@ from sdgm_edge.report import Table, draw_plots, make_report, page
 from sdgm_edge.runtime import RunError, SdgmError, replacing
 from sdgm_edge.shards import Corpus, prepare_corpus
 
-PAPERS = ("sdgm", "gpt2", "transformer-xl", "linformer")
+PAPERS = ("sdgm", PRODUCT, "gpt2", "transformer-xl", "linformer")
 REMEMBERING = ("sdgm", "sdgm:layer=clock", "gpt2", "lstm")
 TRAINED, REMEMBERED = 0.4, 0.15
 """Parts of the time that trainings and tasks have; loading, scoring and measuring take the rest."""
@@ -91,7 +91,7 @@ class Paper:
 
     def run(self) -> Report:
         """Do all parts that are not done, and report."""
-        papers = tuple(name for name in PAPERS if name == "sdgm" or name in self.baselines)
+        papers = tuple(name for name in PAPERS if name in ("sdgm", PRODUCT, *self.baselines))
         entries = {
             "paper": tuple(dict.fromkeys((*papers, *self.ablations))),
             "best": ("sdgm", *self.baselines),
@@ -112,7 +112,7 @@ class Paper:
         report = Report({name: value for name, value in about.items() if name not in of_one_part})
         report.notes.extend(made.notes)
         for name, titles in (
-            ("paper", {"The paper's model and baselines, on the same text": papers,
+            ("paper", {"The paper's terms, on the same text": papers,
                        "Ablations of the paper's model, on the same text": self.ablations}),
             ("best", {"This project's model and all baselines, for the same time": entries["best"]}),
         ):  # fmt: skip
