@@ -30,6 +30,13 @@ __all__ = ["Sampled", "Sampler", "SamplingParams"]
 
 _MANY = 1024
 """Weights from here on are sorted by order of magnitude first."""
+_GROUPS = 1024
+"""Groups of logits, in each of which the largest is sought first."""
+_FEW = 256
+"""Tokens among which `top_p` is sought first."""
+_BLOCK = 64
+"""Weights that are summed at once."""
+_ONES = np.ones(_BLOCK, np.float32)
 
 Floats = NDArray[np.floating[Any]]
 Choice = NDArray[np.integer[Any]] | NDArray[np.bool_]
@@ -90,6 +97,8 @@ class Sampler:
                     raise refuse(name, f"ids below {vocab_size}", token, "use this model's tokenizer")
         self.params = params
         self._buffer_V = np.empty(vocab_size, np.float32)
+        self._blocks = np.zeros((-(-vocab_size // _BLOCK), _BLOCK), np.float32)
+        self._weights_V = self._blocks.reshape(-1)[:vocab_size]  # what lies behind it weighs nothing
         self._rng = params.rng()
         self._forced = deque(params.forced_tokens)
         self._banned = np.array(sorted(set(params.banned_tokens)), np.int64)
@@ -157,30 +166,52 @@ class Sampler:
         p = self.params
         if p.temperature == 0:
             return best
-        with np.errstate(
-            over="ignore"
-        ):  # what lies further below the top than float32 can say weighs nothing
-            total = None
+        with np.errstate(over="ignore"):  # what is too far below the top for float32 weighs nothing
             if 0 < p.top_k < len(x_V):
                 ids = _largest(x_V, p.top_k)
+                weights = self._weigh(x_V, ids, top)
+                if p.top_p < 1:
+                    kept = _nucleus(weights, p.top_p * float(weights.sum()))
+                    ids, weights = ids[kept], weights[kept]
             elif p.top_p < 1:
-                weights_V = np.exp((x_V - top) * np.float32(1 / p.temperature))
-                total = float(weights_V.sum())
-                # All tokens below this weight together cannot make up the part that top_p leaves out.
-                ids = (weights_V >= (1 - p.top_p) * total / len(x_V)).nonzero()[0]
+                ids, weights = self._likeliest(x_V, top)
             elif p.min_p > 0:
                 ids = (x_V >= top + p.temperature * math.log(p.min_p)).nonzero()[0]
+                weights = self._weigh(x_V, ids, top)
             else:
-                weights_V = np.exp((x_V - top) * np.float32(1 / p.temperature))
-                return _draw(weights_V, self._rng.random())
-            weights = np.exp((x_V[ids].astype(np.float64) - top) / p.temperature)
-        if p.top_p < 1:
-            kept = _nucleus(weights, p.top_p * (float(weights.sum()) if total is None else total))
-            ids, weights = ids[kept], weights[kept]
+                self._weigh_all(x_V, top)
+                return _draw_of_many(self._blocks, self._rng.random())
         if p.min_p > 0:
             heavy = weights >= p.min_p  # the likeliest weighs 1
             ids, weights = ids[heavy], weights[heavy]
         return int(ids[_draw(weights, self._rng.random())])
+
+    def _weigh(self, x_V: Floats, ids: NDArray[np.intp], top: np.floating[Any]) -> NDArray[np.float64]:
+        """The weights of some tokens; the likeliest weighs 1."""
+        weights: NDArray[np.float64] = np.exp((x_V[ids].astype(np.float64) - top) / self.params.temperature)
+        return weights
+
+    def _weigh_all(self, x_V: Floats, top: np.floating[Any]) -> Floats:
+        """As `_weigh`, the weights of all tokens, in the sampler's own buffer."""
+        weights_V = np.subtract(x_V, top, out=self._weights_V)
+        weights_V *= np.float32(1 / self.params.temperature)
+        return np.exp(weights_V, out=weights_V)
+
+    def _likeliest(self, x_V: Floats, top: np.floating[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The tokens that `top_p` keeps, and their weights.
+
+        They are sought among few, and among all only where these do not make up the mass.
+        """
+        top_p, weights_V = self.params.top_p, self._weigh_all(x_V, top)
+        total = float(np.einsum("i->", weights_V))  # as `sum`, in half the time
+        for count in (_FEW, len(weights_V)):
+            # Only more than `count` tokens below this weight can make up what top_p leaves out.
+            ids = (weights_V >= (1 - top_p) * total / count).nonzero()[0]
+            weights = self._weigh(x_V, ids, top)
+            if float(weights.sum()) >= top_p * total:
+                break
+        kept = _nucleus(weights, top_p * total)
+        return ids[kept], weights[kept]
 
 
 def _hopeless(top: float) -> ParameterError | StateError:
@@ -199,7 +230,8 @@ def _log_sum_exp(x_V: Floats) -> float:
     top = x_V.max()
     if not math.isfinite(top):
         raise _hopeless(float(top))
-    return float(top) + math.log(float(np.exp(x_V - top).sum()))
+    weights_V = x_V - top
+    return float(top) + math.log(float(np.exp(weights_V, out=weights_V).sum()))
 
 
 def _largest(values: Floats, count: int) -> NDArray[np.intp]:
@@ -208,7 +240,19 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
         return np.arange(len(values))
     if count == 0:
         return np.arange(0)
-    return _from(np.partition(values, len(values) - count)[len(values) - count], values, count)
+    if len(values) < 8 * _GROUPS or count > _GROUPS // 4:
+        return _from(_nth(values, count), values, count)
+    # No value is sought that is below the nth of the largest of the groups.
+    groups = values[: len(values) // _GROUPS * _GROUPS].reshape(-1, _GROUPS).max(0)
+    places: NDArray[np.intp] = (values >= _nth(groups, count)).nonzero()[0]
+    some = values[places]
+    return places[_from(_nth(some, count), some, count)]
+
+
+def _nth(values: Floats, count: int) -> np.floating[Any]:
+    """The smallest of the `count` largest values."""
+    nth: np.floating[Any] = np.partition(values, len(values) - count)[len(values) - count]
+    return nth
 
 
 def _nucleus(weights: Floats, mass: float) -> NDArray[np.intp]:
@@ -244,19 +288,19 @@ def _from(floor: np.floating[Any], values: Floats, count: int) -> NDArray[np.int
     return places
 
 
-def _draw(weights: Floats, uniform: float, block: int = 64) -> int:
-    """Return the place at which the cumulative weight passes `uniform` times their sum.
+def _draw(weights: NDArray[np.float64], uniform: float) -> int:
+    """Return the place at which the cumulative weight passes `uniform` times their sum."""
+    rising = weights.cumsum()
+    return _passes(rising, uniform * rising[-1])
 
-    Of many, blocks first, then inside one block: a long running sum is the slow part.
-    """
-    if len(weights) <= 4 * block:
-        rising = weights.cumsum(dtype=np.float64)
-        return _passes(rising, uniform * rising[-1])
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), block), dtype=np.float64).cumsum()
+
+def _draw_of_many(blocks: Floats, uniform: float) -> int:
+    """As `_draw`, of float32 weights in rows: first a row, then inside it. A long running sum is slow."""
+    sums = (blocks @ _ONES).cumsum(dtype=np.float64)
     target = uniform * sums[-1]
-    first = _passes(sums, target)
-    inside = weights[first * block : (first + 1) * block].cumsum(dtype=np.float64)
-    return first * block + _passes(inside, target - (sums[first] - inside[-1]))
+    row = _passes(sums, target)
+    inside = blocks[row].cumsum(dtype=np.float64)
+    return row * _BLOCK + _passes(inside, target - (sums[row] - inside[-1]))
 
 
 def _passes(rising: NDArray[np.float64], target: float) -> int:

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sdgm_edge.runtime.errors import ParameterError, StateError
-from sdgm_edge.runtime.sampling import Sampler, SamplingParams, _draw, _largest, _nucleus, _passes, _Window
+from sdgm_edge.runtime.sampling import (
+    Sampler,
+    SamplingParams,
+    _draw,
+    _draw_of_many,
+    _largest,
+    _nucleus,
+    _passes,
+    _Window,
+)
 
 LOGITS = np.array([1.0, 3.0, 2.0, 3.0, -1.0, 0.5], np.float32)
 NEGLIGIBLE = (
@@ -441,20 +450,30 @@ def test_largest_is_a_stable_sort_cut_short(values, count):
     assert _largest(values, count).tolist() == sorted(np.argsort(-values, kind="stable")[:count])
 
 
-@given(
-    st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0, 7.0]), min_size=1, max_size=300),
-    st.floats(0, 1),
-    st.sampled_from([1, 3, 64]),
-)
-def test_draw_never_takes_what_weighs_nothing(weights, uniform, block):
-    weights = np.array(weights, np.float32)
+@pytest.mark.parametrize("count", [1, 40, 256, 257, 9000])
+@pytest.mark.parametrize("size", [8191, 8192, 8193, 9500])
+@pytest.mark.parametrize("levels", [2, 30, 10**6])
+def test_largest_of_many_is_a_stable_sort_cut_short(count, size, levels):
+    values = np.random.default_rng(levels).integers(0, levels, size).astype(np.float32)
+    assert _largest(values, count).tolist() == sorted(np.argsort(-values, kind="stable")[:count])
+
+
+def check_draw(weights, uniform, place, tolerance):
+    assert weights[place] > 0
+    cumulative = weights.cumsum(dtype=np.float64) / weights.sum(dtype=np.float64)
+    assert cumulative[place] >= uniform - tolerance
+    assert (cumulative[place - 1] if place else 0) <= uniform + tolerance
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0, 7.0]), min_size=1, max_size=300), st.floats(0, 1))
+def test_draw_never_takes_what_weighs_nothing(weights, uniform):
+    weights = np.array(weights)
     weights[len(weights) // 2] = 1
+    padded = np.zeros(-(-len(weights) // 64) * 64, np.float32)
+    padded[: len(weights)] = weights
     for u in (min(uniform, math.nextafter(1, 0)), 0.0, math.nextafter(1, 0)):
-        place = _draw(weights, u, block)
-        assert weights[place] > 0
-        cumulative = weights.cumsum(dtype=np.float64) / weights.sum(dtype=np.float64)
-        assert cumulative[place] >= u - 1e-12
-        assert (cumulative[place - 1] if place else 0) <= u + 1e-12
+        check_draw(weights, u, _draw(weights, u), 1e-12)
+        check_draw(padded, u, _draw_of_many(padded.reshape(-1, 64), u), 1e-6)  # rows are summed in float32
 
 
 def test_rounding_at_either_end_of_a_cumulative_sum():
@@ -476,3 +495,13 @@ def test_the_nucleus_of_many_is_the_one_that_sorting_all_gives(top_p, spread, ti
     found = _nucleus(weights, mass)
     assert np.array_equal(found, np.sort(order[:count]))
     assert len(_nucleus(weights, 2 * weights.sum())) == len(weights)
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("spread", [0.05, 1.5, 6.0])
+def test_top_p_keeps_the_same_whether_it_is_found_among_few_or_among_all(top_p, spread):
+    logits = (spread * np.random.default_rng(3).standard_normal(20_000)).astype(np.float32)
+    kept, weights = sampler(len(logits), top_p=top_p)._likeliest(logits, logits.max())
+    expected = kept_by_definition(logits, top_p=top_p)
+    assert set(kept) == set(expected.nonzero()[0])
+    np.testing.assert_allclose(weights / weights.sum(), expected[kept], rtol=1e-6)
