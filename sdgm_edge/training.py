@@ -224,12 +224,9 @@ class Trainer:
         t = self.config.training
         epoch, index = divmod(self.step, self.lanes.steps_per_epoch)
         inputs, targets = (ids.to(self.device, non_blocking=True) for ids in self.lanes.batch(epoch, index))
-        if index == 0 or not t.carry_state:
-            self.state = torch.zeros_like(self.state)
-        if t.fresh_starts:
-            fresh = self.lanes.fresh(epoch, index, t.fresh_starts).to(self.device)
-            self.state = self.state.masked_fill(fresh, 0)
-            inputs = torch.cat([inputs[:, :1].masked_fill(fresh, BEGIN_ID), inputs[:, 1:]], dim=1)
+        fresh = self.lanes.fresh(epoch, index, t.fresh_starts).to(self.device)
+        inputs = torch.cat([inputs[:, :1].masked_fill(fresh, BEGIN_ID), inputs[:, 1:]], dim=1)
+        self.state = self.state.masked_fill(fresh | (index == 0 or not t.carry_state), 0)
         torch.manual_seed((t.seed * 1_000_003 + self.step) * self.group.world + self.group.rank)
         exact = self.step >= (1 - t.exact_part) * self.total
         self.objective.sampled_words = 0 if exact else t.sampled_words

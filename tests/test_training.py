@@ -143,6 +143,24 @@ def test_a_fresh_window_has_no_past_and_follows_the_begin_token(corpus, tmp_path
     assert 0 < fresh.sum() < len(fresh)
 
 
+@pytest.mark.parametrize("carried", [True, False])
+def test_state_is_empty_where_an_epoch_begins_and_wherever_none_is_carried(
+    corpus, tmp_path, monkeypatch, carried
+):
+    empty = []
+
+    def objective(self, ids, targets, state):
+        empty.append(bool((state == 0).all()))
+        return forward(self, ids, targets, state)
+
+    forward = losses.Objective.forward
+    monkeypatch.setattr(losses.Objective, "forward", objective)
+    settings = config(epochs=2, max_steps=0, batch_size=64, carry_state=carried, fresh_starts=0.0)
+    summary = train(settings, corpus, tmp_path / "run")
+    epoch = summary.steps // 2
+    assert empty == [not carried or step % epoch == 0 for step in range(2 * epoch)]
+
+
 def test_early_stop_ends_when_validation_does_not_improve(corpus, tmp_path):
     settings = config(
         max_steps=400, valid_steps=2, early_stop=2, learning_rate=1e-9, ema_decay=0.0, warmup=0.0
