@@ -58,7 +58,13 @@ class Engine:
             ProviderError: ONNX Runtime or a provider is not there.
             ParameterError: `providers` or `threads` make no sense.
         """
-        self.opened: Opened = open_graph(graph, where, providers=providers, threads=threads)
+        self.opened: Opened = open_graph(
+            graph,
+            where,
+            providers=providers,
+            threads=threads,
+            reuse=config.chunk * config.vocab_size > _MANY_LOGITS,
+        )
         self.config, self.chunk = config, config.chunk
         self._where = where
         self._session = self.opened.session

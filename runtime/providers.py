@@ -71,12 +71,19 @@ def onnxruntime() -> Any:
 
 
 def open_graph(
-    graph: Path | bytes, where: object, *, providers: str | Sequence[str] = "auto", threads: int | None = None
+    graph: Path | bytes,
+    where: object,
+    *,
+    providers: str | Sequence[str] = "auto",
+    threads: int | None = None,
+    reuse: bool = True,
 ) -> Opened:
     """Make a session for `graph` on the providers that are asked for.
 
     `providers`: "auto" takes CUDA where it works and the CPU otherwise; a name or several ("cpu", "cuda", or
-    ONNX Runtime's own names) must all be there.
+    ONNX Runtime's own names) must all be there. `reuse`: look for values that can take the place of others,
+    which takes a third of the time in which a session is made; a run's memory is planned anyway, and it
+    matters only where single values are large.
 
     Raises:
         ParameterError: no such provider, or a number of threads that makes no sense.
@@ -88,26 +95,28 @@ def open_graph(
             f"threads: expected 1 to {_MOST_THREADS}, got {shown(threads)}; leave it out for 1"
         )
     ort = onnxruntime()
+    options = _options(ort, threads or 1)
+    options.enable_mem_reuse = reuse
     if providers != "auto":
         wanted = _full_names(ort, [providers] if isinstance(providers, str) else list(providers))
-        return _explicit(ort, graph, where, wanted, threads or 1)
+        return _explicit(ort, graph, where, wanted, options)
     if CUDA not in ort.get_available_providers():
-        session = _session(ort, graph, where, [CPU], threads or 1)
+        session = _session(ort, graph, where, [CPU], options)
         return _opened(session, "onnxruntime without GPU support is installed")
     try:
-        session = _session(ort, graph, where, [CUDA, CPU], threads or 1)
+        session = _session(ort, graph, where, [CUDA, CPU], options)
     except BundleError as e:
-        session = _session(ort, graph, where, [CPU], threads or 1)
+        session = _session(ort, graph, where, [CPU], options)
         return _opened(session, f"CUDA could not be started: {_line(e.__cause__ or e)}")
     works = CUDA in session.get_providers()
     return _opened(session, "CUDA works here" if works else "CUDA could not be started")
 
 
-def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], threads: int) -> Opened:
+def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], options: Any) -> Opened:
     available = ort.get_available_providers()
     missing = [name for name in wanted if name not in available]
     if not missing:
-        session = _session(ort, graph, where, wanted, threads)
+        session = _session(ort, graph, where, wanted, options)
         missing = [name for name in wanted if name not in session.get_providers()]
         if not missing:
             return _opened(session, "asked for")
@@ -150,7 +159,7 @@ def save_optimized(graph: Path | bytes, target: Path) -> None:
         ("save_external_prepacked_constant_initializers", "1"),
     ):
         options.add_session_config_entry(f"session.{key}", value)
-    _make_session(ort, graph, target, [CPU], options)
+    _session(ort, graph, target, [CPU], options)
     _give_memory_back()
 
 
@@ -162,11 +171,7 @@ def _options(ort: Any, threads: int) -> Any:
     return options
 
 
-def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str], threads: int) -> Any:
-    return _make_session(ort, graph, where, providers, _options(ort, threads))
-
-
-def _make_session(ort: Any, graph: Path | bytes, where: object, providers: list[str], options: Any) -> Any:
+def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str], options: Any) -> Any:
     source = str(graph) if isinstance(graph, Path) else graph
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)

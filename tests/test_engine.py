@@ -36,6 +36,18 @@ def test_no_state_is_written_to(engine):
     np.testing.assert_array_equal(engine.download(state), before)
 
 
+def test_values_take_the_place_of_others_where_logits_are_many_and_nothing_else_changes(
+    engine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sdgm_edge.runtime.engine._MANY_LOGITS", 1)
+    other = Generator.load(tiny.write(tmp_path / "tiny"), providers="cpu").engine
+    reuses = [e.opened.session.get_session_options().enable_mem_reuse for e in (engine, other)]
+    assert reuses == [False, True]
+    for ids in ([1, 2, 3], [4]):
+        for ours, theirs in zip(engine.all(ids, engine.zeros()), other.all(ids, other.zeros()), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_state_that_stays_on_a_device_gives_the_same(engine, tmp_path):
     bound = Generator.load(tiny.write(tmp_path / "tiny"), providers="cpu").engine
     bound._device = "cpu"
