@@ -1,7 +1,6 @@
 """Files that are there whole or not at all: written beside their place, synced, and renamed."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,15 @@ from typing import IO
 from .errors import SdgmError
 
 
+def beside(target: Path) -> Path:
+    """A path beside `target` that nobody else uses."""
+    return target.with_name(f".{target.name}.{os.urandom(6).hex()}.partial")
+
+
 @contextmanager
 def writing(target: Path, kind: type[SdgmError]) -> Iterator[Path]:
     """Give a path beside `target` to write to; what the system refuses becomes an error of `kind`."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
+    partial = beside(target)
     try:
         yield partial
     except OSError as e:

@@ -107,7 +107,7 @@ class Mixture:
     def draw(
         self,
         c_M: ArrayLike,
-        rng: np.random.Generator,
+        rng: "np.random.Generator",
         mode: str = "posterior",
         steer: Mapping[int, float] | int | None = None,
     ) -> NDArray[np.float32]:
@@ -127,7 +127,7 @@ class Mixture:
         return np.asarray(z_M, np.float32)
 
     def _draw_component(
-        self, c_M: ArrayLike, rng: np.random.Generator, mode: str, factors: Mapping[int, float]
+        self, c_M: ArrayLike, rng: "np.random.Generator", mode: str, factors: Mapping[int, float]
     ) -> int:
         if mode not in ("posterior", "prior"):
             raise ParameterError(

@@ -1,7 +1,6 @@
 """The sampling parameters: every knob with its range, checked when it is set; to and from JSON."""
 
 import dataclasses
-import difflib
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -195,8 +194,8 @@ class SamplingParams:
             values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 
-    def rng(self, stream: int = 0) -> np.random.Generator:
-        """Return a PCG64 generator of the seed; stream 0 draws tokens, 1 mixing vectors."""
+    def rng(self, stream: int = 0) -> "np.random.Generator":
+        """Return a PCG64 generator of the seed; stream 0 draws tokens (see `Uniform`), 1 mixing vectors."""
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(stream,))))
 
 
@@ -204,6 +203,8 @@ def _known(cls: type[SamplingParams], kwargs: Mapping[str, Any]) -> Mapping[str,
     names = [field.name for field in dataclasses.fields(cls)]
     for name in kwargs:
         if name not in names:
+            import difflib
+
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]}?" if near else "see docs/sampling.md"
             raise refuse("unknown sampling parameter", "one of " + ", ".join(names), name, remedy)

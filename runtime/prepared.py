@@ -21,7 +21,6 @@ import hashlib
 import logging
 import os
 import platform
-import secrets
 import shutil
 import stat
 import time
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import sync_folder, synced
+from .atomic import beside, sync_folder, synced
 from .bundle import Bundle
 from .engine import Engine, Floats
 from .errors import BundleError, CacheError
@@ -134,7 +133,7 @@ def _make(bundle: Bundle, variant: str, folder: Path, identity: dict[str, Any]) 
     for left in root.glob(".*.partial"):  # of writers that were killed
         if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
-    partial = root / f".{folder.name}.{secrets.token_hex(6)}.partial"
+    partial = beside(folder)
     partial.mkdir(mode=0o700)
     try:
         graph, where = bundle.graph(variant), f"{bundle.path}: {variant}"

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .errors import ParameterError, StateError
 from .parameters import SamplingParams, refuse
+from .uniform import Uniform
 
 __all__ = ["Sampled", "Sampler", "SamplingParams"]
 
@@ -99,7 +100,7 @@ class Sampler:
         self._buffer_V = np.empty(vocab_size, np.float32)
         self._blocks = np.zeros((-(-vocab_size // _BLOCK), _BLOCK), np.float32)
         self._weights_V = self._blocks.reshape(-1)[:vocab_size]  # what lies behind it weighs nothing
-        self._rng = params.rng()
+        self._uniform = Uniform(params.seed)
         self._forced = deque(params.forced_tokens)
         self._banned = np.array(sorted(set(params.banned_tokens)), np.int64)
         self._biased = np.array(list(params.logit_bias), np.int64)
@@ -180,11 +181,11 @@ class Sampler:
                 weights = self._weigh(x_V, ids, top)
             else:
                 self._weigh_all(x_V, top)
-                return _draw_of_many(self._blocks, self._rng.random())
+                return _draw_of_many(self._blocks, self._uniform.random())
         if p.min_p > 0:
             heavy = weights >= p.min_p  # the likeliest weighs 1
             ids, weights = ids[heavy], weights[heavy]
-        return int(ids[_draw(weights, self._rng.random())])
+        return int(ids[_draw(weights, self._uniform.random())])
 
     def _weigh(self, x_V: Floats, ids: NDArray[np.intp], top: np.floating[Any]) -> NDArray[np.float64]:
         """The weights of some tokens; the likeliest weighs 1."""
