@@ -3,6 +3,7 @@
 from .baselines import MIXERS, Mixer
 from .baselines.attention import num_heads
 from .baselines.linformer import block_sizes
+from .compiling import uncompiled
 from .config import PRESETS, ModelConfig, preset
 from .factory import GPT2_SMALL, SIZE_TOLERANCE, build_model, count_parameters, scaled, sized, usual_depth
 from .language_model import Features, LanguageModel, Output
@@ -30,5 +31,6 @@ __all__ = [
     "preset",
     "scaled",
     "sized",
+    "uncompiled",
     "usual_depth",
 ]

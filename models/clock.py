@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from .compiling import uncompiled
 from .config import ModelConfig
 from .layers import activation
 
@@ -112,7 +113,7 @@ class ClockAtoms(nn.Module):
         out = self._read_clocks(mixing_TBK, clock_B)
         return out, mixing_TBK, (padded[len(x_TBD) :].transpose(0, 1),)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time
+    @uncompiled  # a loop over time
     def _read_clocks(self, mixing_TBK: Tensor, clock_B: Tensor) -> Tensor:
         """Return x̂ (T, B, D); sequences whose clocks differ are synthesized one group after another."""
         starts, which = torch.unique(clock_B, return_inverse=True)

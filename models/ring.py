@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from .compiling import uncompiled
 from .scan import scan_chunks
 
 
@@ -71,7 +72,7 @@ def _turn(z_B2K: Tensor, cos_K: Tensor, sin_K: Tensor, out_B2K: Tensor) -> None:
     out_B2K[:, 1].addcmul_(z_B2K[:, 0], sin_K)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: unrolled, it would compile forever
+@uncompiled  # a loop over time: unrolled, it would compile forever
 def ring_steps(v_TBK: Tensor, f_TBK: Tensor, omega_K: Tensor, z_B2K: Tensor) -> Tensor:
     """Return all z, (T, B, 2, K), step by step."""
     states: Tensor = _Steps.apply(v_TBK, f_TBK, omega_K, z_B2K)  # type: ignore[no-untyped-call]

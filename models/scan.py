@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from .compiling import uncompiled
+
 LOG_DECAY_FLOOR = -5.0
 """No atom forgets faster than by e^−5 a token; in 16 steps exp(−Σ log f) then stays within float32."""
 
@@ -55,7 +57,7 @@ class _Steps(torch.autograd.Function):
         return grad_f, full, f[0] * full[0]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: unrolled, it would be compiled step by step
+@uncompiled  # a loop over time: unrolled, it would be compiled step by step
 def scan_steps(f_TB1K: Tensor, b_TBPK: Tensor, h_BPK: Tensor) -> Tensor:
     """Return all h, (T, B, P, K), step by step with a hand-written gradient."""
     states: Tensor = _Steps.apply(f_TB1K, b_TBPK, h_BPK)  # type: ignore[no-untyped-call]

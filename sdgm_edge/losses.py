@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from sdgm_edge.models import Features, LanguageModel, copy_log_probs
+from sdgm_edge.models import Features, LanguageModel, copy_log_probs, uncompiled
 
 N_FFT, HOP = 256, 64
 LOGITS_AT_ONCE = 1 << 21
@@ -226,7 +226,7 @@ class Objective(nn.Module):
             loss = loss + w.prior * prior
         return Terms(loss, language, reconstruction, spectrum, prior), f
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # chunk by chunk, with its own gradient
+    @uncompiled  # chunk by chunk, with its own gradient
     def _language(self, features: Features, targets_BT: Tensor) -> Tensor:
         return vocabulary_nll(features, self.model, targets_BT.T, self.sampled_words) / targets_BT.numel()
 
