@@ -174,13 +174,12 @@ class Engine:
         )
         outputs = {"logits": (f32, "BTV"), "next_state": (f32, "BS"), "mixing": (f32, "BTM")}
         self._check_values("output", graph.get_outputs(), **outputs)
-        ids = [0] * min(2, size.chunk)
-        logits_TV, state = self.all(ids, self.zeros())
-        mixing_TM, state = self.mixing(ids, state)
+        ids = np.zeros((1, min(2, size.chunk)), np.int64)
+        logits_BTV, state, mixing_BTM = self._run(list(outputs), {"ids": ids, "state": self.zeros()})
         for name, array, shape in (
-            ("logits", logits_TV, (len(ids), size.vocab_size)),
+            ("logits", logits_BTV, (*ids.shape, size.vocab_size)),
             ("next_state", self.download(state), (size.state_size,)),
-            ("mixing", mixing_TM, (len(ids), size.mixing_size)),
+            ("mixing", mixing_BTM, (*ids.shape, size.mixing_size)),
         ):
             if array.shape != shape or np.isnan(array).any():
                 got = array.shape if array.shape != shape else "NaN"

@@ -19,9 +19,9 @@ come next may only be those that agree with the bytes taken back:
 
 import codecs
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,27 +38,51 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
 
 
+_BYTE_OF = _byte_of_character()
+
+
+class _ByteTokens(Sequence[bytes]):
+    """The bytes of each token of a byte-level tokenizer, read when they are asked for first.
+
+    A text needs few of them, and to read all takes a tenth of the time in which a bundle is loaded.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, silent: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._known: list[bytes | None] = [None] * tokenizer.get_vocab_size(with_added_tokens=True)
+        for token in silent:
+            self._known[token] = b""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __getitem__(self, token: Any) -> Any:
+        if (data := self._known[token]) is None:
+            text = self._tokenizer.id_to_token(token) or ""
+            known = all(character in _BYTE_OF for character in text)
+            self._known[token] = data = bytes(_BYTE_OF[c] for c in text) if known else text.encode()
+        return data
+
+
 class Vocabulary:
     """What each token of a tokenizer says, in bytes. Special tokens say nothing.
 
-    Made once for a tokenizer, as it costs some milliseconds. Raises TokenizerError where tokens have no bytes
-    of their own.
+    Made once for a tokenizer. Raises TokenizerError where tokens have no bytes of their own.
     """
+
+    first: Sequence[bytes]
+    """Bytes of each token where nothing stands before it."""
+    following: Sequence[bytes]
+    """Bytes of each token where something does."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        tokens = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
-        for number, added in tokenizer.get_added_tokens_decoder().items():
-            if added.special:
-                tokens.pop(number, None)
-        size = tokenizer.get_vocab_size(with_added_tokens=True)
-        self.first, self.following = [b""] * size, [b""] * size
-        """Bytes of each token where nothing stands before it, and where something does."""
         self.byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        silent = {number for number, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         if self.byte_level:
-            self._read_bytes(tokens)
-        elif isinstance(tokenizer.model, models.WordLevel) and tokens:
-            self._read_words(tokens)
+            self.first = self.following = _ByteTokens(tokenizer, silent)
+        elif isinstance(tokenizer.model, models.WordLevel) and (words := self._words(silent)):
+            self.first, self.following = self._read_words(words)
         else:
             raise TokenizerError(
                 "tokenizer: expected a byte-level decoder or a model of whole words, got "
@@ -66,25 +90,24 @@ class Vocabulary:
                 "use a tokenizer made by sdgm-edge"
             )
 
-    def _read_bytes(self, tokens: dict[int, str]) -> None:
-        byte_of = _byte_of_character()
-        for number, token in tokens.items():
-            known = all(character in byte_of for character in token)
-            self.first[number] = bytes(byte_of[c] for c in token) if known else token.encode()
-        self.following = self.first
+    def _words(self, silent: Collection[int]) -> list[int]:
+        return sorted(set(self.tokenizer.get_vocab(with_added_tokens=True).values()) - set(silent))
 
-    def _read_words(self, tokens: dict[int, str]) -> None:
-        before = min(tokens)
+    def _read_words(self, words: list[int]) -> tuple[list[bytes], list[bytes]]:
+        before = words[0]
         prefix = self.tokenizer.decode([before])
-        for number in tokens:
+        size = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        first, following = [b""] * size, [b""] * size
+        for number in words:
             both = self.tokenizer.decode([before, number])
             if not both.startswith(prefix):
                 raise TokenizerError(
                     f"tokenizer: expected a decoder that leaves earlier words as they are, got {both!r} "
                     f"after {prefix!r}; use a tokenizer made by sdgm-edge"
                 )
-            self.first[number] = self.tokenizer.decode([number]).encode()
-            self.following[number] = both[len(prefix) :].encode()
+            first[number] = self.tokenizer.decode([number]).encode()
+            following[number] = both[len(prefix) :].encode()
+        return first, following
 
     @cached_property
     def mask(self) -> "HealingMask":

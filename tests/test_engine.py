@@ -100,8 +100,9 @@ def test_other_shapes_are_refused(tmp_path):
 
 
 def test_shapes_that_are_not_declared_are_found_when_tried(engine, monkeypatch):
-    monkeypatch.setattr(engine, "all", lambda ids, state: (np.ones((2, 299)), state))
-    with pytest.raises(BundleError, match=r"logits as the graph computes it: .*300\), got \(2, 299\)"):
+    computed = np.ones((1, 2, 299)), engine.zeros(), np.ones((1, 2, tiny.MIXING))
+    monkeypatch.setattr(engine, "_run", lambda outputs, feeds: computed)
+    with pytest.raises(BundleError, match=r"logits as the graph computes it: .*300\), got \(1, 2, 299\)"):
         engine._check_contract()
 
 

@@ -102,6 +102,14 @@ def test_an_incomplete_character_becomes_the_replacement_character():
     assert pieces(BPE, byte_tokens("é".encode())[:1])[0] == ["", "\ufffd"]
 
 
+def test_tokens_say_the_same_whether_one_is_asked_for_or_all_are():
+    vocabulary = Vocabulary(BPE)
+    one = vocabulary.first[BPE.token_to_id("two words")]
+    assert one == b"two words"
+    assert len(vocabulary.first) == BPE.get_vocab_size()
+    assert [Vocabulary(BPE).first[token] for token in range(BPE.get_vocab_size())] == list(vocabulary.first)
+
+
 def test_special_tokens_say_nothing():
     ids = [BPE.token_to_id(token) for token in ("the", "<|endoftext|>", "<kept>")]
     assert pieces(BPE, ids)[0] == ["the", "", "<kept>", ""]
