@@ -6,7 +6,7 @@ are made from them when it is asked for. Only `logprobs` are kept as they come.
 
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,6 +21,8 @@ from .session import Session
 from .text import TokenStream, Vocabulary
 
 Cancel = Callable[[], bool]
+Progress = Callable[[int, int | None], object]
+"""Told how many tokens of a prompt are read, and how many there are, None where it is not known yet."""
 _BATCH = _BLOCK = 1024
 
 
@@ -105,11 +107,13 @@ class Stream(Iterator[str]):
         end_tokens: Sequence[int] = (),
         mixture: Mixture | None = None,
         cancel: Cancel | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """`ids`: the prompt, fed first; `removed`: the bytes at its end that are to be sampled again."""
         Sampler(params, session.vocab_size)  # what it refuses is refused here, not at the first piece
         self._session, self._vocabulary, self._params = session, vocabulary, params
         self._end_tokens, self._mixture, self._cancel = frozenset(end_tokens), mixture, cancel
+        self._progress = progress
         self._removed, self._continues = removed, False
         self._tokens = _Ids(session.vocab_size)
         self._sampled: list[Sampled] | None = None if params.logprobs is None else []
@@ -165,7 +169,7 @@ class Stream(Iterator[str]):
         session, params, end_tokens = self._session, self._params, self._end_tokens
         if params.draft:
             self._drafter = Drafter(session.vocab_size, session.tokens)
-        self._read(iter(ids))
+        self._prompt_tokens = read(session, ids, self._cancel, self._progress, self._drafter)
         sampler = Sampler(params, session.vocab_size, session.tokens)
         self._continues = session.position > 0
         text, removed, draw, drafter = self._text(), self._removed, self._draw(), self._drafter
@@ -207,16 +211,6 @@ class Stream(Iterator[str]):
         if rest:
             yield rest
 
-    def _read(self, ids: Iterator[int]) -> None:
-        before = self._session.position
-        while batch := list(islice(ids, _BATCH)):
-            if self._cancel is not None and self._cancel():
-                break
-            self._session.feed(batch)
-            if self._drafter is not None:
-                self._drafter.extend(batch)
-        self._prompt_tokens = self._session.position - before
-
     def _look(self, drafter: Drafter, left: int) -> None:
         """Run a draft ahead; together with what is pending, no call takes more than one token and a draft."""
         session, most = self._session, self._params.draft + 1
@@ -234,3 +228,27 @@ class Stream(Iterator[str]):
             return mixture.draw(zeros_M if c_M is None else c_M, rng, params.prior_mode, params.steer)
 
         return draw
+
+
+def read(
+    session: Session,
+    ids: Iterable[int],
+    cancel: Cancel | None = None,
+    progress: Progress | None = None,
+    drafter: Drafter | None = None,
+) -> int:
+    """Feed a prompt until `cancel` is true, and return how many of its tokens were read."""
+    before, total, batches = session.position, len(ids) if isinstance(ids, Sized) else None, iter(ids)
+    count = 0
+    while batch := list(islice(batches, _BATCH)):
+        if cancel is not None and cancel():
+            break
+        session.feed(batch)
+        if drafter is not None:
+            drafter.extend(batch)
+        count = session.position - before
+        if progress is not None:
+            progress(count, total)
+    if progress is not None:
+        progress(count, count)
+    return count

@@ -25,7 +25,7 @@ from .container import shown
 from .encoding import encode
 from .engine import Engine, Floats
 from .errors import BundleError, ParameterError, StateError
-from .generation import Cancel, Generation, Stream
+from .generation import Cancel, Generation, Progress, Stream, read
 from .mixture import Mixture
 from .parameters import SamplingParams
 from .prepared import prepare
@@ -142,14 +142,16 @@ class Generator:
         session: Session | None = None,
         heal: bool = False,
         cancel: Cancel | None = None,
+        progress: Progress | None = None,
         **params: Any,
     ) -> Stream:
         """Generate, and give the text in pieces of whole characters as soon as each is certain.
 
         `prompt`: text or ids; None to go on with `session`, or to begin from nothing. `session`: continue
         this one, and leave it after the last token. `heal`: let the model complete the word that the prompt
-        ends in. `cancel`: asked before each token; true ends the text. `params`: those of `SamplingParams`,
-        over the bundle's own.
+        ends in. `cancel`: asked before each token; true ends the text. `progress`: told, as the prompt is
+        read, how many of its tokens are, and how many there are (None where that is not known yet, the
+        same number at the end). `params`: those of `SamplingParams`, over the bundle's own.
 
         Raises:
             ParameterError: a parameter is unknown or out of range, or the prompt is empty.
@@ -165,7 +167,7 @@ class Generator:
                 f"session: of another model or variant: expected {expected}, got {got}; "
                 "go on with the generator that made it"
             )
-        return self._stream(session, ids, removed, chosen, cancel)
+        return self._stream(session, ids, removed, chosen, cancel, progress)
 
     def generate(
         self,
@@ -175,17 +177,25 @@ class Generator:
         heal: bool = False,
         callback: Callable[[str], object] | None = None,
         cancel: Cancel | None = None,
+        progress: Progress | None = None,
         **params: Any,
     ) -> Generation:
         """Generate the whole text; `callback` is given each piece. Otherwise as `stream`."""
-        stream = self.stream(prompt, session=session, heal=heal, cancel=cancel, **params)
+        stream = self.stream(prompt, session=session, heal=heal, cancel=cancel, progress=progress, **params)
         for piece in stream:
             if callback is not None:
                 callback(piece)
         return stream.generation
 
     def candidates(
-        self, prompt: Prompt, n: int, *, heal: bool = False, cancel: Cancel | None = None, **params: Any
+        self,
+        prompt: Prompt,
+        n: int,
+        *,
+        heal: bool = False,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+        **params: Any,
     ) -> list[Generation]:
         """`n` texts for one prompt, which is read once; the i-th is what `seed + i` generates alone."""
         if type(n) is not int or n < 1:
@@ -193,7 +203,7 @@ class Generator:
         chosen = self._params(params)
         ids, removed = self._read(prompt, heal)
         session = self.session(history=0)
-        session.feed(ids)
+        read(session, ids, cancel, progress)
         generations = []
         for i in range(n):
             seed = None if chosen.seed is None else (chosen.seed + i) % 2**64
@@ -241,6 +251,7 @@ class Generator:
         removed: bytes,
         params: SamplingParams,
         cancel: Cancel | None,
+        progress: Progress | None = None,
     ) -> Stream:
         return Stream(
             session,
@@ -251,6 +262,7 @@ class Generator:
             end_tokens=self.bundle.generation.end_tokens,
             mixture=self.bundle.mixture,
             cancel=cancel,
+            progress=progress,
         )
 
     # Scoring

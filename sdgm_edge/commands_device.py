@@ -132,11 +132,12 @@ def generate(
     seed = next(s for s in (seed, default, secrets.randbits(32)) if s is not None)
     params["seed"] = seed  # one that is told, so that the text can be had again
     log.info("seed %d", seed)
-    with _interruptible() as cancel:
+    with _interruptible() as cancel, console.reading_progress() as progress:
+        params |= {"heal": heal, "cancel": cancel, "progress": progress}
         if candidates != 1:
-            texts = generator.candidates(text, candidates, heal=heal, cancel=cancel, **params)
+            texts = generator.candidates(text, candidates, **params)
         else:
-            texts = [_write(generator, text, state, silent=as_json, heal=heal, cancel=cancel, **params)]
+            texts = [_write(generator, text, state, silent=as_json, **params)]
         interrupted = cancel()
     for number, generation in enumerate(texts):
         t = generation.timing

@@ -4,18 +4,26 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
     from .training import Progress as TrainingProgress
 
 _PLAIN_WIDTH = 200  # where stdout is no terminal, tables are not folded
+_PATIENCE = 1.0  # seconds in which a person needs no bar
 
 
 def print_json(result: object) -> None:
@@ -151,3 +159,27 @@ class _TextProgress:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that of `total` bytes `done` are done."""
         self._bars.update(self._task, description=what, completed=done, total=total)
+
+
+@contextmanager
+def reading_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr for tokens that are read, if that takes long and stderr is a terminal; then it goes."""
+    begun, shown = time.monotonic(), ExitStack()
+    bar: Progress | None = None
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal bar
+        if done == total:
+            shown.close()
+        elif bar is not None:
+            bar.update(bar.task_ids[0], completed=done, total=total)
+        elif sys.stderr.isatty() and time.monotonic() - begun > _PATIENCE:
+            columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
+            console = Console(stderr=True)
+            bar = shown.enter_context(
+                Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+            )
+            bar.add_task("", completed=done, total=total)
+
+    with shown:
+        yield show

@@ -70,6 +70,30 @@ def test_text_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, stream:
     assert ("tokenising" in errors.getvalue()) is shown
 
 
+@pytest.mark.parametrize(
+    ("stream", "patience", "shown"),
+    [(Terminal, 0.0, True), (Terminal, 60.0, False), (io.StringIO, 0.0, False)],
+    ids=["a long text", "a short text", "no terminal"],
+)
+def test_reading_is_shown_to_a_terminal_when_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, stream: Any, patience: float, shown: bool
+) -> None:
+    errors, output = stream(), sys.stdout
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setattr(console, "_PATIENCE", patience)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.reading_progress() as progress:
+        progress(10, 3000)
+        progress(1024, 3000)
+        progress(3000, 3000)
+        told = errors.getvalue()
+        assert ("reading" in told and "1024/3000" in told) is shown
+        assert (told == "") is not shown
+        assert sys.stdout is output, "what is generated is written as it comes"
+        progress(3000, 3000)
+    assert errors.getvalue() == told, "nothing is left, nor said again"
+
+
 def test_speed_is_told_once_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     with console.training_progress("runs/a") as show:
         show(Progress(1, 2, 3.0, 0.0, None))

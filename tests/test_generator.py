@@ -210,6 +210,32 @@ def test_cancelling_ends_the_text(gen):
     assert cancelled.generation.timing.prompt_tokens == 0, "a prompt is not read to its end either"
 
 
+def test_progress_tells_how_much_of_a_prompt_is_read(gen):
+    text = "Once upon a time " * 300
+    ids = gen.encode(text)
+    told = []
+    for prompt in (ids, text):  # a text is encoded as it is read: how many tokens it has is known at its end
+        gen.generate(prompt, max_new_tokens=1, progress=lambda *now: told.append(now))
+    counts = [*range(1024, len(ids), 1024), len(ids)]
+    assert told == [
+        *((count, len(ids)) for count in [*counts, len(ids)]),
+        *((count, None) for count in counts),
+        (len(ids), len(ids)),
+    ]
+    alone: list[tuple[int, int | None]] = []
+    gen.candidates(ids, 2, max_new_tokens=1, progress=lambda *now: alone.append(now))
+    assert alone == told[: len(counts) + 1]
+
+
+def test_cancelling_candidates_reads_no_more_of_their_prompt(gen):
+    told: list[tuple[int, int | None]] = []
+    found = gen.candidates(
+        [1] * 5000, 2, cancel=lambda: len(told) >= 2, progress=lambda *now: told.append(now)
+    )
+    assert told == [(1024, 5000), (2048, 5000), (2048, 2048)]
+    assert [(generation.tokens, generation.finish_reason) for generation in found] == [([], "cancelled")] * 2
+
+
 def test_candidates_are_the_texts_of_their_seeds(gen):
     found = gen.candidates(PROMPT, 4, seed=7, max_new_tokens=10, prior_strength=0.3)
     alone = [gen.generate(PROMPT, seed=7 + i, max_new_tokens=10, prior_strength=0.3) for i in range(4)]
