@@ -1,64 +1,103 @@
-"""What atoms are worth: quality and speed of a run's model with all of its atoms, half of them, a quarter, …
+"""What atoms are worth: quality and speed of a bundle with all of its atoms, half of them, a quarter, …
 
-    python benchmarks/atoms.py RUN [--bits 8] [--tokens 16384] [--json]
+    python benchmarks/atoms.py BUNDLE TEXT [--variant int8] [--tokens 16384] [--rounds 9] [--json]
 
-Each time the strongest atoms of every layer are kept, as `sdgm-edge export --atoms` keeps them. Scored is the
-held-out text of the run, or its beginning. Speed is that of the graph, without sampling, on one thread.
+Each time the strongest atoms of every layer run, as `Generator.load(BUNDLE, atoms=N)` takes them. Scored is
+the text of a file, or its beginning. Speeds are medians of rounds, in which all take their turn, on one
+thread: tokens one by one without sampling, and a prompt of 512.
 """
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from sdgm_edge.export.atoms import reduced
-from sdgm_edge.export.gates import score_graph
-from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.pipeline import measure_speed
-from sdgm_edge.export.variants import build, bundle_config, variant_of
+from sdgm_edge.runtime import Generator, pinned, spent
 
-from sdgm_edge.run import Run, load_run
-from sdgm_edge.runtime import Engine
-from sdgm_edge.tokenization import BEGIN_ID, Tokenizer
+LEAST = 8
+"""Atoms of the smallest budget, at least."""
+DECODED, PROMPT = 128, 512
 
 
-def measure(run: Run, bits: int, num_tokens: int) -> dict[str, Any]:
-    """Size, quality and speed of one variant of a run's model."""
-    tokenizer, weights, variant = Tokenizer.load(run.tokenizer_path), weights_of(run.model), variant_of(bits)
-    graph = build(run.config, weights, variant.plan(weights))
-    engine = Engine(graph, bundle_config(run.config), variant.file, providers="cpu")
-    ids = tokenizer.encode(run.heldout)[:num_tokens]
-    score = score_graph(engine, tokenizer.decode(ids), ids, BEGIN_ID, has_unk=tokenizer.kind == "word")
-    decode, prompt = measure_speed(engine)
-    return {
-        "atoms": run.config.num_atoms,
-        "bytes": len(graph),
-        "state_bytes": 4 * run.config.state_size,
-        "nats_per_token": score.nll / score.num_tokens,
-        "token_perplexity": score.token_perplexity,
-        "bits_per_byte": None if score.has_unk else score.bits_per_byte,
-        "decode_tokens_per_second": decode,
-        "prompt_tokens_per_second": prompt,
-    }
+def budgets(bundle: Path, variant: str | None) -> list[Generator]:
+    """The bundle with all of its atoms, half of them, and so on."""
+    found = [Generator.load(bundle, variant, "cpu", 1)]
+    count = found[0].atoms or 0
+    while (count := count // 2) >= LEAST:
+        fewer = Generator.load(bundle, variant, "cpu", 1, atoms=count)
+        if fewer.atoms != found[-1].atoms:  # blocks of weights are kept whole
+            found.append(fewer)
+    return found
+
+
+def decode(gen: Generator, ids: list[int]) -> None:
+    """Run tokens one by one."""
+    session = gen.session(history=0)
+    for token in ids[:DECODED]:
+        session.push(token)
+        _ = session.logits
+
+
+def prompt(gen: Generator, ids: list[int]) -> None:
+    """Read a prompt."""
+    session = gen.session(history=0)
+    session.feed(ids[:PROMPT])
+    _ = session.logits
+
+
+def speeds(gens: list[Generator], ids: list[int], rounds: int) -> list[tuple[float, float]]:
+    """Tokens a second, one by one and of a prompt; the first round warms up."""
+    seconds: dict[tuple[int, int], list[float]] = {}
+    for _ in range(rounds + 1):
+        for i, gen in enumerate(gens):
+            for j, work in enumerate((decode, prompt)):
+                seconds.setdefault((i, j), []).append(spent(partial(work, gen, ids)).wall)
+    lengths = min(DECODED, len(ids)), min(PROMPT, len(ids))
+    rates = [[lengths[j] / median(seconds[i, j][1:]) for j in (0, 1)] for i in range(len(gens))]
+    return [(decoded, read) for decoded, read in rates]
+
+
+def measure(gens: list[Generator], text: str, rounds: int) -> list[dict[str, Any]]:
+    """What each budget costs and gives."""
+    found = []
+    for gen, speed in zip(gens, speeds(gens, gens[0].encode(text), rounds), strict=True):
+        score = gen.score(text)
+        found.append(
+            {
+                "atoms": gen.atoms,
+                "bytes": gen.bundle.size(gen.variant),
+                "state_bytes": 4 * gen.bundle.config.state_size,
+                "nats_per_token": score.nll / score.num_tokens,
+                "token_perplexity": score.token_perplexity,
+                "bits_per_byte": None if score.has_unk else score.bits_per_byte,
+                "decode_tokens_per_second": speed[0],
+                "prompt_tokens_per_second": speed[1],
+            }
+        )
+    return found
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure what atoms are worth, on this machine.")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--variant")
     parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    run = load_run(options.run)
-    found, count = [measure(run, options.bits, options.tokens)], run.config.num_atoms // 2
-    while count >= 8:
-        found.append(measure(reduced(run, count), options.bits, options.tokens))
-        count //= 2
+    with pinned(1):
+        gens = budgets(options.bundle, options.variant)
+        ids = gens[0].encode(options.text.read_text(encoding="utf-8"))
+        found = measure(gens, gens[0].decode(ids[: options.tokens]), options.rounds)
+    variant = gens[0].variant
     if options.json:
-        print(json.dumps({"run": str(options.run), "bits": options.bits, "budgets": found}, indent=2))
+        print(json.dumps({"bundle": str(options.bundle), "variant": variant, "budgets": found}, indent=2))
         return
-    print(f"{options.run}, {options.bits} bits: the strongest atoms of each layer")
+    print(f"{options.bundle}, {variant}: the strongest atoms of each layer")
     print("  atoms     MB  state KB  bits/byte  perplexity  nats more  tokens/s  prompt tokens/s")
     for row in found:
         bits = "–" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"

@@ -1,4 +1,4 @@
-"""A model of its strongest atoms alone.
+"""Atoms in the order of their strength, and a model of the strongest alone.
 
 What atom k adds to the stream at a token is c_k · a_k, of which the synthesis matrix holds both halves: the
 column r_k for the real part of c_k, and i_k for the imaginary one. Its *strength* is the root of the mean
@@ -6,13 +6,10 @@ square of that, over a text:
 
     E ‖Re c_k · r_k + Im c_k · i_k‖² = E[Re²] ‖r_k‖² + 2 E[Re · Im] r_k·i_k + E[Im²] ‖i_k‖²
 
-Weak atoms are left out of every layer: their rows of the strike, their columns of the synthesis, ω and λ,
-their part of the state and of the mixture. What is left is a smaller model, and everything after it (graph,
-quantization, gates) is what it is for any model: it is cheaper because there is less of it.
-
-This is done here and not when a bundle is loaded. The state of a bundle has one size, a graph has its shapes
-fixed, ONNX Runtime replaces initializers by others of their shape alone, and weights in blocks of 4 bits
-cannot be cut between the atoms of a block.
+A model is the same in any order of its atoms. Every export puts the strongest first: their rows of the
+strike, their columns of the synthesis, ω and λ, their part of the state and of the mixture. To leave out weak
+ones is then to keep the first of each: here, for a smaller model that is quantized and gated as any other, or
+when a bundle is loaded, where the graph tells in which tensors they lie (`runtime/atoms.py`).
 
 The text is one that the model writes: the held-out text, at which the gates look, stays unseen.
 
@@ -21,15 +18,17 @@ Shapes: T time, B batch, D width, K atoms, M mixing vector; 2 is real and imagin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdgm_edge.models import SDGM
+from sdgm_edge.models import SDGM, ModelConfig
 from sdgm_edge.run import Run
-from sdgm_edge.runtime import UsageError
+from sdgm_edge.runtime import UsageError, atoms_step
 
 from .screening import written
 
@@ -70,11 +69,6 @@ def strengths(model: SDGM, ids_TB: Tensor) -> list[Tensor]:
     return found
 
 
-def strongest(model: SDGM, count: int) -> list[Tensor]:
-    """Return the numbers of the `count` strongest atoms of every layer, in rising order."""
-    return [s.topk(count).indices.sort().values for s in strengths(model, written(model))]
-
-
 def with_atoms(model: SDGM, kept: list[Tensor]) -> SDGM:
     """Return a model of some atoms of another."""
     K, count = model.config.num_atoms, len(kept[0])
@@ -92,10 +86,10 @@ def with_atoms(model: SDGM, kept: list[Tensor]) -> SDGM:
     return fewer.eval()
 
 
-def reduced(run: Run, count: int) -> Run:
-    """Return a run whose model has the `count` strongest atoms of every layer, and its mixture what is left.
+def strongest_first(run: Run, count: int | None = None) -> Run:
+    """Return a run whose model, and mixture, have the atoms of every layer in the order of their strength.
 
-    A mixture of Gaussians with diagonal covariances is cut by leaving numbers out: that is its marginal.
+    All of them, or the first `count`: a mixture of Gaussians with diagonal covariances is then its marginal.
 
     Raises:
         UsageError: the layers have not so many atoms, or none that ring.
@@ -105,9 +99,10 @@ def reduced(run: Run, count: int) -> Run:
         raise UsageError(
             f"atoms: expected a run of ringing atoms, got the layer {run.config.layer!r}; leave --atoms out"
         )
-    if not 1 <= count <= most:
+    if count is not None and not 1 <= count <= most:
         raise UsageError(f"atoms: expected 1 to the {most} of each layer, got {count}; leave it out for all")
-    kept = strongest(model, count)
+    found = strengths(model, written(model))
+    kept = [s.argsort(descending=True, stable=True)[:count] for s in found]
     fewer = with_atoms(model, kept)
     prior = run.prior
     if prior is not None:
@@ -115,3 +110,15 @@ def reduced(run: Run, count: int) -> Run:
         cut = {name: np.ascontiguousarray(prior[name][:, halves]) for name in ("means", "variances")}
         prior = {**prior, **cut}
     return replace(run, config=fewer.config, model=fewer, prior=prior)
+
+
+def atoms_record(config: ModelConfig, graphs: Mapping[str, bytes]) -> dict[str, Any] | None:
+    """Return what the manifest tells of the atoms of a model and its variants; nothing where none ring."""
+    if config.layer != "ringing":
+        return None
+    steps = {name: atoms_step(graph, config.num_atoms) for name, graph in graphs.items()}
+    return {
+        "count": config.num_atoms,
+        "state": 2 * config.num_layers,
+        "steps": {name: step for name, step in steps.items() if step is not None},
+    }

@@ -21,6 +21,8 @@ Input: TypeAlias = "ir.Value | Array | np.generic | None"
 CONTRIB = "com.microsoft"
 OPSETS = {"": 23, CONTRIB: 1}
 IR_VERSION = 11
+ATOMS = "atoms"
+"""Key of the metadata that tells the runtime where atoms lie (docs/bundle.md)."""
 
 
 class Builder:
@@ -70,28 +72,39 @@ class Builder:
             scan_output_axes=(1,),
         )
 
-    def constant(self, array: Array | np.generic, name: str = "") -> ir.Value:
-        """Return an initializer, the same one for the same small numbers where it bears no name."""
+    def constant(self, array: Array | np.generic, name: str = "", *, atoms: tuple[int, ...] = ()) -> ir.Value:
+        """Return an initializer, the same one for the same small numbers where it bears no name.
+
+        `atoms`, of one that has a name: the axis along which all atoms lie, how many times, and how many in
+        each place.
+        """
         if self._parent is not None:
-            return self._parent.constant(array, name)
+            return self._parent.constant(array, name, atoms=atoms)
         array = np.asarray(array)
         key = (array.dtype.str, array.shape, b"" if name else array.tobytes())
         if not name and key in self._constants:
             return self._constants[key]
-        value = self._tape.initializer(
-            ir.tensor(array), self._unique(name or f"constant.{len(self._constants)}")
-        )
+        tensor = ir.tensor(array)
+        mark_atoms(tensor, atoms)
+        value = self._tape.initializer(tensor, self._unique(name or f"constant.{len(self._constants)}"))
         if not name:
             self._constants[key] = value
         return value
 
     def input(
-        self, name: str, dtype: ir.DataType, shape: Sequence[int | str], default: Array | None = None
+        self,
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int | str],
+        default: Array | None = None,
+        *,
+        atoms: tuple[int, ...] = (),
     ) -> ir.Value:
-        """Declare a graph input, with a value for callers who leave it out."""
+        """Declare a graph input, with a value for callers who leave it out; `atoms` as of a constant."""
         value = ir.val(name, dtype, shape)
         if default is not None:
-            value.const_value = ir.tensor(default, name=name)
+            value.const_value = tensor = ir.tensor(default, name=name)
+            mark_atoms(tensor, atoms)
         self.inputs.append(value)
         return value
 
@@ -130,6 +143,12 @@ class Builder:
         self._names[name] += 1
         count = self._names[name]
         return name if count == 1 else f"{name}_{count}"
+
+
+def mark_atoms(part: ir.TensorProtocol | ir.Node, where: Sequence[int | str]) -> None:
+    """Write on a tensor or a node where atoms lie, if it has any: the runtime can then leave some out."""
+    if where:
+        part.metadata_props[ATOMS] = " ".join(map(str, where))
 
 
 def ints(*values: int) -> Array:

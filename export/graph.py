@@ -58,7 +58,14 @@ def build_graph(
     state = g.input("state", FLOAT, ("batch", S))
     start = g.input("start", INT64, (), np.array(0, np.int64))
     eta = g.input("blend", FLOAT, (), np.array(0, np.float32))
-    drawn = g.input("drawn", FLOAT, ("drawn_batch", 1, M), np.zeros((1, 1, M), np.float32))
+    rings = config.layer == "ringing"
+    drawn = g.input(
+        "drawn",
+        FLOAT,
+        ("drawn_batch", 1, M),
+        np.zeros((1, 1, M), np.float32),
+        atoms=(2, 2, 1) if rings else (),
+    )
 
     num_steps = g.op("Shape", ids, start=1, end=2)
     t = Trace(
@@ -73,6 +80,8 @@ def build_graph(
         start=g.op("Reshape", start, ints(1)),
         reach=reach or {},
     )
+    if rings:  # taken from a weight, and folded on loading: fewer atoms are shorter weights, and no more
+        t.num_atoms = g.op("Shape", ringing.tables(t, 0)[0])
     with g.at("state"):
         _unpack(t, state)
     with g.at("embedding"):
@@ -119,7 +128,7 @@ def _block(
             rebuilt = clock.synthesize(t, i, blended, now)
         else:
             with g.at("synthesis"):
-                rebuilt = t.matrix(f"{weights}.atoms.synthesis.weight").product(blended)
+                rebuilt = t.matrix(f"{weights}.atoms.synthesis.weight", atoms=(1, 2)).product(blended)
     x = g.op("Add", x, rebuilt) if t.config.residual else rebuilt
     if t.config.glu_width:
         with g.at("unit"):
@@ -129,12 +138,17 @@ def _block(
 
 def _unpack(t: Trace, state: ir.Value) -> None:
     """Split the state into its pieces, (B, *shape) each; atoms stay flat."""
-    layout = t.config.state_layout
-    sizes = [math.prod(shape) for _, shape in layout]
-    parts = [state] if len(sizes) == 1 else t.g.ops(len(sizes), "Split", state, ints(*sizes), axis=1)
+    g, layout = t.g, t.config.state_layout
+    sizes = [
+        g.op("Mul", t.num_atoms, ints(2)) if name.endswith(".atoms") else ints(math.prod(shape))
+        for name, shape in layout
+    ]
+    parts = [state]
+    if len(sizes) > 1:
+        parts = list(g.ops(len(sizes), "Split", state, g.op("Concat", *sizes, axis=0), axis=1))
     for (name, shape), part in zip(layout, parts, strict=True):
         flat = len(shape) == 1 or name.endswith(".atoms")
-        t.state[name] = part if flat else t.g.op("Reshape", part, ints(0, *shape))
+        t.state[name] = part if flat else g.op("Reshape", part, ints(0, *shape))
 
 
 def _pack(t: Trace) -> ir.Value:

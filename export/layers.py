@@ -39,6 +39,8 @@ class Trace:
     """Whether T = 1."""
     start: ir.Value
     """First position whose logits are asked for, as a vector of one."""
+    num_atoms: ir.Value | None = None
+    """K, as a vector of one, where atoms ring."""
     state: dict[str, ir.Value] = field(default_factory=dict)
     """Pieces of the state by name; each part of the graph puts the next one in the place of what it read."""
     reach: Mapping[str, float] = field(default_factory=dict)
@@ -50,11 +52,19 @@ class Trace:
         """Add a weight of the model in float32."""
         return self.g.constant(self.weights[name], _path(name))
 
-    def matrix(self, weight: str, array: Array | None = None, *, rows: bool = False) -> Matrix:
+    def matrix(
+        self,
+        weight: str,
+        array: Array | None = None,
+        *,
+        rows: bool = False,
+        atoms: tuple[int, int] | None = None,
+    ) -> Matrix:
         """Add a matrix of the model in its precision; `array` where it is laid out otherwise there."""
         name = _path(weight).removesuffix(".weight")
         array = self.weights[weight] if array is None else array
-        return Matrix(self.g, name, array, self.plan[weight], rows=rows, reach=self.reach.get(weight))
+        reach = self.reach.get(weight)
+        return Matrix(self.g, name, array, self.plan[weight], rows=rows, reach=reach, atoms=atoms)
 
 
 def _path(name: str) -> str:

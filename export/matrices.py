@@ -28,7 +28,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from .builder import CONTRIB, Array, Builder, ints
+from .builder import CONTRIB, Array, Builder, Input, ints, mark_atoms
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "rows8", "q8", "q4"]
 Plan: TypeAlias = Mapping[str, Precision]
@@ -121,16 +121,18 @@ class Matrix:
         *,
         rows: bool = False,
         reach: float | None = None,
+        atoms: tuple[int, int] | None = None,
     ) -> None:
         """Add the matrix; `rows` where its rows are looked up too, so that it must lie row by row.
 
+        `atoms`: the axis of (N, K) along which all atoms lie, and how many times.
         `reach`: of rows8, the largest number that is expected in x; larger ones are cut off. Without it, each
         row of x has a step of its own. A matrix that is one row repeated (`np.broadcast_to`) is held as one,
         and takes no memory here.
         """
         self.g, self.precision = g, precision
         self.num_rows, self.num_columns = weight_NK.shape
-        self._by_rows, self._reach = rows, reach
+        self._by_rows, self._reach, self._atoms = rows, reach, atoms
         if weight_NK.strides[0] == 0:
             weight_NK = weight_NK[:1]
         if precision in BITS:
@@ -154,11 +156,17 @@ class Matrix:
             self._weight = self._constant(f"{name}.weight", weight.astype(dtype), axis=0 if rows else 1)
 
     def _constant(self, name: str, array: Array, *, axis: int = 0) -> ir.Value:
-        """Add an array that has N, or one number for all of them, along an axis."""
+        """Add an array that has N, or one number for all of them, along an axis of the first two."""
         shape = (*array.shape[:axis], self.num_rows, *array.shape[axis + 1 :])
-        return self.g.constant(np.broadcast_to(array, shape), name)
+        atoms: tuple[int, ...] = ()
+        if self._atoms is not None:
+            along, times = self._atoms
+            place = 1 - axis if along else axis
+            if place < array.ndim:
+                atoms = place, times, self._blocks.size if along and self.precision in BITS else 1
+        return self.g.constant(np.broadcast_to(array, shape), name, atoms=atoms)
 
-    def product(self, x: ir.Value, bias: Array | None = None) -> ir.Value:
+    def product(self, x: ir.Value, bias: Array | ir.Value | None = None) -> ir.Value:
         """Return x Wᵀ + b for x (..., K) in float32."""
         g = self.g
         if self.precision in BITS:
@@ -168,8 +176,8 @@ class Matrix:
                 "bits": self._blocks.bits,
                 "block_size": self._blocks.size,
             }
-            extra: tuple[Array | None, ...] = () if bias is None else (None, None, bias)
-            return g.op(
+            extra: tuple[Input, ...] = () if bias is None else (None, None, bias)
+            y = g.op(
                 "MatMulNBits",
                 x,
                 self._weight,
@@ -179,6 +187,9 @@ class Matrix:
                 accuracy_level=4,
                 **shape,
             )
+            if self._atoms is not None and (node := y.producer()) is not None:
+                mark_atoms(node, ("NK"[self._atoms[0]], self._atoms[1]))
+            return y
         if self.precision == "int8":
             extra = () if bias is None else (None, bias)
             return g.op("DynamicQuantizeMatMul", x, self._weight, self._scales, *extra, domain=CONTRIB)
@@ -193,7 +204,7 @@ class Matrix:
         y = g.op("Cast", y, to=ir.DataType.FLOAT) if half else y
         return y if bias is None else g.op("Add", y, bias)
 
-    def _product_rows8(self, x: ir.Value, bias: Array | None) -> ir.Value:
+    def _product_rows8(self, x: ir.Value, bias: Array | ir.Value | None) -> ir.Value:
         """Round x to 127 steps on either side of 0; the sums are of integers, and exact.
 
         In a row of zeros what is divided by zero becomes some code, and is multiplied by zero.
@@ -204,7 +215,7 @@ class Matrix:
         if self._reach is not None:
             step = np.float32(self._reach / 127)
             codes = _quantized(g, x, step, zero)
-            extra: tuple[Array | None, ...] = () if bias is None else (None, bias)
+            extra: tuple[Input, ...] = () if bias is None else (None, bias)
             return g.op(
                 "MatMulIntegerToFloat", codes, weight, step, self._scales, zero, *extra, domain=CONTRIB
             )

@@ -39,7 +39,7 @@ from sdgm_edge.runtime import (
 )
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
-from .atoms import Reduction, reduced
+from .atoms import Reduction, atoms_record, strongest_first
 from .builder import Array
 from .card import model_card
 from .gates import Accuracy, Parity, accuracy, check_parity, refuse, score_graph
@@ -112,11 +112,7 @@ def export_run(
             f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
             "baselines are measured by sdgm-edge compare, and not made into bundles"
         )
-    name, whole = folder.resolve().name, run.model
-    if atoms is not None:
-        progress(f"looking for the {atoms} strongest atoms")
-        name, run = f"{name}-{atoms}-atoms", reduced(run, atoms)
-    assert isinstance(run.model, SDGM)
+    name, whole = folder.resolve().name + ("" if atoms is None else f"-{atoms}-atoms"), run.model
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")
@@ -126,6 +122,10 @@ def export_run(
             "leave --head out: a head that points is read whole"
         )
     check_replaceable(target)  # before the work, not after
+    if atoms is not None or run.config.layer == "ringing":
+        progress("putting atoms in the order of their strength")
+        run = strongest_first(run, atoms)
+    assert isinstance(run.model, SDGM)
     exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
     variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
     if drafts:
@@ -295,8 +295,7 @@ class _Exporter:
         """Write the bundle."""
         config_json, tokenizer_json = encode_json(asdict(self.sizes)), self.run.tokenizer_path.read_bytes()
         model_id = _identity(config_json, tokenizer_json, self.weights)
-        made_with = _versions()
-        default = passed[0].variant.name  # VARIANTS lists them in that order
+        made_with, default = _versions(), passed[0].variant.name  # VARIANTS lists them in that order
         variants = {
             p.variant.name: {
                 "file": p.variant.file,
@@ -347,6 +346,7 @@ class _Exporter:
             },
             made_with=made_with,
             num_parameters=self.model.num_parameters,
+            atoms=atoms_record(self.config, {p.variant.name: p.graph for p in passed}),
         )
         exported = tuple(
             VariantExport(

@@ -43,37 +43,48 @@ def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
     with g.at("strike"):
         bias = t.weights[f"{weights}.strike.bias"].copy()
         bias[K : 2 * K] += t.weights[f"{weights}.damping"]
-        struck = t.matrix(f"{weights}.strike.weight").product(u, bias)
+        named = g.constant(bias, f"layers.{layer}.atoms.strike.bias", atoms=(0, 3, 1))
+        struck = t.matrix(f"{weights}.strike.weight", atoms=(0, 3)).product(u, named)
         v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
     with g.at("damping"):
         f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
         b = g.op("Mul", g.op("Sub", floats(1), f), v)
     with g.at("ring"):
         piece = f"layers.{layer}.atoms"
-        omega = t.weights[f"{weights}.omega"].astype(np.float64)
-        cosine = g.constant(np.cos(omega).astype(np.float32), f"{piece}.cosine")
-        sine = g.constant(np.sin(omega).astype(np.float32), f"{piece}.sine")
-        z = _ring(t, (cosine, sine), f, b, t.state[piece])
+        z = _ring(t, tables(t, layer), f, b, t.state[piece])
         t.state[piece] = g.op("Gather", z, np.int64(-1), axis=1)
     with g.at("listen"):
         gate = silu(g, gate)
         return g.op("Mul", g.op("Concat", gate, gate, axis=-1), z)
 
 
-def _ring(t: Trace, tables: tuple[ir.Value, ir.Value], f: ir.Value, b: ir.Value, z: ir.Value) -> ir.Value:
-    """z_t = f_t e^{iω} z_{t−1} + b_t for all steps, (B, T, 2K); `tables` hold cos ω and sin ω."""
-    g, K = t.g, t.config.num_atoms
+def tables(t: Trace, layer: int) -> tuple[ir.Value, ...]:
+    """Return cos ω and sin ω of a layer, (K,) each."""
+    piece = f"layers.{layer}.atoms"
+    if piece not in t.shared:
+        omega = t.weights[f"blocks.{layer}.atoms.omega"].astype(np.float64)
+        named = {"cosine": np.cos(omega), "sine": np.sin(omega)}
+        t.shared[piece] = tuple(
+            t.g.constant(table.astype(np.float32), f"{piece}.{name}", atoms=(0, 1, 1))
+            for name, table in named.items()
+        )
+    return t.shared[piece]
+
+
+def _ring(t: Trace, turns: tuple[ir.Value, ...], f: ir.Value, b: ir.Value, z: ir.Value) -> ir.Value:
+    """z_t = f_t e^{iω} z_{t−1} + b_t for all steps, (B, T, 2K); `turns` are cos ω and sin ω."""
+    g = t.g
     with g.at("turn"):
-        cos, sin = (g.op("Mul", f, table) for table in tables)
+        cos, sin = (g.op("Mul", f, table) for table in turns)
         batch = g.op("Squeeze", g.op("Shape", t.ids, start=0, end=1), ints(0))
         lanes = g.op("Unsqueeze", g.op("Range", np.int64(0), batch, np.int64(1)), ints(1))
-    b_2K = g.op("Pad", b, ints(0, 0, 0, 0, 0, K))
+    b_2K = g.op("Pad", b, g.op("Concat", ints(0, 0, 0, 0, 0), t.num_atoms, axis=0))
     z = g.op("Unsqueeze", z, ints(1))
     step = g.branch()
     with g.at("step"):
         now = (step.op("Squeeze", table, ints(1)) for table in (cos, sin))
         turned = _turn(step, z, lanes, *now)
-        step.output(turned.name or "", turned, ir.DataType.FLOAT, ("batch", "time", 2 * K))
+        step.output(turned.name or "", turned, ir.DataType.FLOAT, ("batch", "time", "parts"))
     walk = g.branch()
     with g.at("walk"):
         one, half = ("batch", 1, "parts"), ("batch", "atoms")
@@ -82,7 +93,7 @@ def _ring(t: Trace, tables: tuple[ir.Value, ir.Value], f: ir.Value, b: ir.Value,
             lambda body, z_before, *now: _turn(body, z_before, lanes, *now),
         )  # fmt: skip
         turned = walk.op("Squeeze", pieces, ints(2))
-        walk.output(turned.name or "", turned, ir.DataType.FLOAT, ("batch", "time", 2 * K))
+        walk.output(turned.name or "", turned, ir.DataType.FLOAT, ("batch", "time", "parts"))
     turned = g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
     return g.op("Add", turned, b_2K)
 

@@ -97,7 +97,9 @@ def graph_size(config: ModelConfig, variant: Variant) -> GraphSize:
     for name, value in model.graph.initializers.items():
         if (tensor := value.const_value) is not None:
             unwritten[name] = tensor.nbytes
-            value.const_value = _Unwritten(tensor.numpy(), name=name)
+            value.const_value = _Unwritten(
+                tensor.numpy(), name=name, metadata_props=dict(tensor.metadata_props)
+            )
     spared = sum(size for name, size in unwritten.items() if screen and name.startswith("embedding."))
     proto = ir.to_proto(model)
     missing = 0

@@ -35,6 +35,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .atomic import replacing
+    from .atoms import atoms_step
     from .bundle import Bundle, check_replaceable, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
     from .contexts import ContextCost, measure_context
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "replacing": "atomic",
+    "atoms_step": "atoms",
     "Bundle": "bundle",
     "check_replaceable": "bundle",
     "read_bundle": "bundle",
@@ -176,6 +178,7 @@ __all__ = [
     "VariantReport",
     "VerifyReport",
     "Vocabulary",
+    "atoms_step",
     "cache_folder",
     "check_replaceable",
     "count_words",

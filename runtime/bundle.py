@@ -26,6 +26,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .atomic import sync_folder, synced, writing
+from .atoms import cut
 from .container import AGAIN, Folder, Memory, Source, decode_arrays, invalid, open_source, shown, write_zip
 from .errors import BundleError
 from .manifest import (
@@ -43,6 +44,7 @@ from .manifest import (
     GenerationConfig,
     Manifest,
     Variant,
+    check_atoms,
     check_golden,
     decode_json,
     encode_json,
@@ -79,6 +81,13 @@ class Bundle:
     """The mixture over mixing vectors, where the model has a prior."""
     source: Source = field(repr=False)
     """Where the files lie."""
+    atoms_of: int | None = None
+    """Atoms of each layer in the files, where the bundle stands for fewer of them."""
+
+    @property
+    def atoms(self) -> int | None:
+        """Atoms of each layer, where the manifest tells."""
+        return None if self.manifest.atoms is None else self.manifest.atoms.count
 
     def variant(self, name: str | None = None) -> Variant:
         """The variant called `name`, or the default one."""
@@ -94,10 +103,19 @@ class Bundle:
         """The checked graph of a variant: its path where it is a file of its own, else its bytes."""
         name = self.variant(variant).file
         _check_self_contained(self.source, name, self.path)
+        if self.atoms_of is not None and self.atoms is not None:
+            return cut(self.read(name), self.atoms_of, self.atoms, self.config, f"{self.path}: {name}")
         if path := self.source.path(name):
             self.check(name)
             return path
         return self.read(name)
+
+    def size(self, variant: str | None = None) -> int:
+        """Bytes of a variant's graph."""
+        graph = self.graph(variant) if self.atoms_of is not None else None
+        if isinstance(graph, bytes):
+            return len(graph)
+        return self.manifest.files[self.variant(variant).file][1]
 
     def read(self, name: str) -> bytes:
         """A whole file, checked against the manifest."""
@@ -139,12 +157,14 @@ def write_bundle(
     golden: Mapping[str, Any],
     made_with: Mapping[str, str],
     num_parameters: int | None = None,
+    atoms: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a bundle as a folder, or as a single file where `target` ends in `.sdgm`.
 
     `files` are all files but the manifest, which is made here of the other arguments (`variants`: name →
     {"file", "parity", "accuracy"}; `golden`: {"prompt", "ids", "variants": {name: {"tokens", "logits"}}},
-    where a row of logits may be cut to its first numbers). A bundle that is already there is replaced;
+    where a row of logits may be cut to its first numbers; `atoms`: {"count", "state", "steps"} where they lie
+    in the order of their strength, see `manifest.Atoms`). A bundle that is already there is replaced;
     anything else is left alone. The same arguments give the same bytes.
 
     Raises:
@@ -161,6 +181,7 @@ def write_bundle(
         "model_id": model_id,
         "golden": golden,
         **({} if num_parameters is None else {"num_parameters": num_parameters}),
+        **({} if atoms is None else {"atoms": atoms}),
     }
     whole = {MANIFEST: encode_json(manifest)} | {n: files[n] for n in sorted(files)}
     _load(Memory(whole), Path(target))
@@ -185,6 +206,8 @@ def _load(source: Source, path: Path) -> Bundle:
 
     config = parse_config(decode_json(*content(CONFIG)), f"{path}: {CONFIG}")
     check_golden(manifest.golden, config.vocab_size, at)
+    if manifest.atoms is not None:
+        check_atoms(manifest.atoms, config, at)
     return Bundle(
         path=path,
         config=config,

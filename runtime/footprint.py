@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import errors
+from .atoms import with_atoms
 from .bundle import read_bundle
 from .container import shown
 from .encoding import encode
@@ -68,7 +69,7 @@ class VariantFootprint:
     provider: str
     """Where it ran: cpu, cuda, …"""
     file: int
-    """The file of its graph."""
+    """The file of its graph, without the atoms that are left out."""
     weights: int | None
     """What of the memory is the weights, as large as that file; None on a GPU, which has them instead."""
     state: int
@@ -111,6 +112,8 @@ class Footprint:
     """Cold processes for each variant."""
     prepared: bool
     """Whether weights were mapped in their prepared form."""
+    atoms: int | None
+    """Atoms of each layer that were asked for; None: all."""
     variants: tuple[VariantFootprint, ...]
     """One for each variant."""
 
@@ -129,10 +132,11 @@ def measure_footprint(
     tokens: int = 128,
     repeats: int = 5,
     prepared: bool = False,
+    atoms: int | None = None,
 ) -> Footprint:
     """Measure a bundle in fresh child processes; without `variants`, all of them.
 
-    `prepared`: as `Generator.load` takes it; what is to be prepared is prepared before.
+    `prepared` and `atoms`: as `Generator.load` takes them; what is to be prepared is prepared before.
 
     Raises:
         BundleError: the bundle is damaged, or lacks a variant.
@@ -147,12 +151,13 @@ def measure_footprint(
     bundle = read_bundle(path)
     chosen = [bundle.variant(name) for name in dict.fromkeys(variants or bundle.manifest.variants)]
     asked: dict[str, Any] = {"path": str(path), "providers": providers, "threads": threads, "prompt": prompt}
-    asked["prepared"] = prepared
+    asked |= {"prepared": prepared, "atoms": atoms}
     measured = []
     for variant in chosen:
+        run = bundle if atoms is None else with_atoms(bundle, atoms, variant.name)
         if prepared:
-            prepare(bundle, variant.name)
-        size, state = bundle.manifest.files[variant.file][1], 4 * bundle.config.state_size
+            prepare(run, variant.name)
+        size, state = run.size(variant.name), 4 * run.config.state_size
         measured.append(_measure({**asked, "variant": variant.name}, size, state, tokens, repeats))
     return Footprint(
         path=str(path),
@@ -163,6 +168,7 @@ def measure_footprint(
         tokens=tokens,
         repeats=repeats,
         prepared=prepared,
+        atoms=atoms,
         variants=tuple(measured),
     )
 

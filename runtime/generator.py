@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .atoms import with_atoms
 from .bundle import Bundle, read_bundle
 from .container import shown
 from .encoding import encode
@@ -66,21 +67,25 @@ class Generator:
         threads: int | None = None,
         *,
         prepared: bool = False,
+        atoms: int | None = None,
     ) -> Self:
         """Read a bundle, check it, and open one of its variants.
 
         `providers`: "auto" (CUDA where it works, else the CPU), "cpu", "cuda", or a list. `threads`: 1,
         unless more are asked for. `prepared`: run on the CPU with weights that are mapped from the cache in
-        the form that this CPU wants (see `prepare`); the first time, they are put there.
+        the form that this CPU wants (see `prepare`); the first time, they are put there. `atoms`: so many of
+        each layer, the strongest, rounded up to whole blocks of weights; all, where there are no more.
 
         Raises:
-            BundleError: the bundle is damaged, or lacks the variant.
+            BundleError: the bundle is damaged, lacks the variant, or its atoms cannot be parted.
             CacheError: the prepared form is damaged, others may write to it, or it cannot be written.
             ProviderError: ONNX Runtime is not installed, or a provider that was asked for does not work.
-            ParameterError: `providers` or `threads` make no sense.
+            ParameterError: `providers`, `threads` or `atoms` make no sense.
         """
         bundle = read_bundle(path)
         chosen = bundle.variant(variant)
+        if atoms is not None:
+            bundle = with_atoms(bundle, atoms, chosen.name)
         where = f"{bundle.path}: {chosen.file}"
         if prepared:
             if providers not in ("auto", "cpu", ["cpu"]):
@@ -105,6 +110,11 @@ class Generator:
     def vocab_size(self) -> int:
         """Number of tokens V."""
         return self.bundle.config.vocab_size
+
+    @property
+    def atoms(self) -> int | None:
+        """How many atoms of each layer there are, where the bundle tells."""
+        return self.bundle.atoms
 
     # Text and tokens
 

@@ -71,6 +71,18 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Atoms:
+    """Of a bundle whose atoms lie in the order of their strength, so that weak ones can be left out."""
+
+    count: int
+    """Atoms of each layer."""
+    state: int
+    """Numbers of the state that an atom of each layer takes together."""
+    steps: dict[str, int]
+    """For each variant whose atoms can be parted, what their number must be a multiple of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
     """What the machine that exported the bundle generated greedily."""
 
@@ -104,6 +116,8 @@ class Manifest:
     """The golden prompt."""
     num_parameters: int | None
     """How many numbers the model has learnt, where the exporter tells."""
+    atoms: Atoms | None
+    """How weak atoms are left out, where they can be."""
 
 
 def encode_json(value: object) -> bytes:
@@ -169,9 +183,10 @@ def parse_manifest(value: Any, where: str) -> Manifest:
             where, "a newer version", VERSION, version, "upgrade with: pip install --upgrade sdgm-edge"
         )
     _require(version == VERSION and not isinstance(version, bool), where, "version", VERSION, version)
-    value = {"num_parameters": None} | value
+    value = {"num_parameters": None, "atoms": None} | value
     _record(value, where, format=str, version=int, name=str, default=str, variants=dict, files=dict,
-            made_with=dict, model_id=str, golden=dict, num_parameters=(int, type(None)))  # fmt: skip
+            made_with=dict, model_id=str, golden=dict, num_parameters=(int, type(None)),
+            atoms=_FIGURES)  # fmt: skip
     files = {}
     for name, entry in value["files"].items():
         _record(entry, f"{where}: files: {check_name(name, where)}", sha256=str, bytes=int)
@@ -209,6 +224,7 @@ def parse_manifest(value: Any, where: str) -> Manifest:
         model_id=model_id,
         golden=_golden(value["golden"], variants, f"{where}: golden"),
         num_parameters=count,
+        atoms=None if value["atoms"] is None else _atoms(value["atoms"], variants, f"{where}: atoms"),
     )
 
 
@@ -225,6 +241,26 @@ def check_golden(golden: Golden, vocab_size: int, where: str) -> None:
     for rows in golden.logits.values():
         longest = max(map(len, rows), default=0)
         _require(longest <= vocab_size, where, "golden", f"at most {vocab_size} logits a token", longest)
+
+
+def check_atoms(atoms: Atoms, config: BundleConfig, where: str) -> None:
+    """Compare what is told of atoms with the sizes."""
+    at = f"{where}: atoms"
+    least = atoms.count * atoms.state
+    _require(least <= config.state_size, at, "state", f"at most {config.state_size} numbers for all", least)
+    fits = config.mixing_size % atoms.count == 0
+    _require(fits, at, "count", f"a divisor of mixing_size {config.mixing_size}", atoms.count)
+
+
+def _atoms(value: Any, variants: dict[str, Variant], where: str) -> Atoms:
+    _record(value, where, count=int, state=int, steps=dict)
+    for name in ("count", "state"):
+        _require(1 <= value[name] <= _LIMITS["mixing_size"], where, name, "a number from 1", value[name])
+    for name, step in value["steps"].items():
+        _require(name in variants, where, "steps", f"names among {shown(sorted(variants))}", name)
+        good = type(step) is int and step > 0 and value["count"] % step == 0
+        _require(good, where, f"steps: {name}", f"a divisor of {value['count']}", step)
+    return Atoms(**value)
 
 
 def _golden(value: Any, variants: dict[str, Variant], where: str) -> Golden:

@@ -85,6 +85,15 @@ class Mixture:
         """M, the length of a mixing vector."""
         return int(self.means_GM.shape[1])
 
+    def with_atoms(self, num_atoms: int, kept: int) -> "Mixture":
+        """The mixture over the first of all atoms: of diagonal Gaussians, what is left is the marginal."""
+
+        def first(array_GM: Array) -> Array:
+            G = self.num_components
+            return array_GM.reshape(G, -1, num_atoms)[..., :kept].reshape(G, -1)
+
+        return Mixture(self.weights_G, first(self.means_GM), first(self.variances_GM))
+
     def _log_joint(self, c_TM: ArrayLike) -> Array:
         """log (w_g · N(c_t; μ_g, σ²_g)), (T, G)."""
         c_TM = np.asarray(c_TM, np.float64)

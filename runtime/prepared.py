@@ -5,10 +5,11 @@ once: the optimized graph and its packed weights are written to the user's cache
 them maps the file. The weights then cost no private memory, and other processes share them. The speed and the
 results are the same, and a session is made in half the time.
 
-An entry belongs to one graph, one release of ONNX Runtime and one CPU, and its name is the digest of these:
-where one of them changes, another entry is made. It appears whole, by one rename; of two processes that make
-it at once, one wins and both use that. It is kept only if it computes what the graph computes: ONNX Runtime
-1.31 reads 4-bit weights wrongly that it wrote at some offsets of the file (at 2400, not at multiples of 64).
+An entry belongs to one graph with so many of its atoms, one release of ONNX Runtime and one CPU, and its name
+is the digest of these: where one of them changes, another entry is made. It appears whole, by one rename; of
+two processes that make it at once, one wins and both use that. It is kept only if it computes what the graph
+computes: ONNX Runtime 1.31 reads 4-bit weights wrongly that it wrote at some offsets of the file (at 2400,
+not at multiples of 64).
 
 Only its owner may write to an entry: one that others could have written is refused, and so is one that is not
 as it was made. `prepare` compares every file with its recorded sha256. Loading does so for the graph, and for
@@ -86,6 +87,7 @@ def prepare(
     identity = {
         "format": FORMAT,
         "graph": bundle.manifest.files[chosen.file][0],
+        "atoms": bundle.atoms,
         "onnxruntime": onnxruntime().__version__,
         "cpu": cpu_identity(),
     }

@@ -140,6 +140,8 @@ class Speed:
     """What it was measured on, and with."""
     tests: tuple[SpeedTest, ...]
     """The tests, in the order of the module's table."""
+    atoms: int | None
+    """Atoms of each layer, where fewer than all were asked for."""
     footprint: VariantFootprint
     """Sizes, memory, load time and first token, of fresh processes."""
 
@@ -168,12 +170,13 @@ def measure_speed(
     repeats: int = 5,
     providers: str | Sequence[str] = "auto",
     prepared: bool = False,
+    atoms: int | None = None,
     progress: Callable[[str], object] = lambda message: None,
 ) -> Speed:
     """Measure one variant of a bundle, the default one unless another is asked for.
 
-    `tokens`: to generate at each of `depths`; `prompt_tokens`: of the prompt that is read. `providers` and
-    `prepared`: as `Generator.load` takes them. `progress` is told what is being done.
+    `tokens`: to generate at each of `depths`; `prompt_tokens`: of the prompt that is read. `providers`,
+    `prepared` and `atoms`: as `Generator.load` takes them. `progress` is told what is being done.
 
     Raises:
         BundleError: the bundle is damaged, or lacks the variant.
@@ -195,7 +198,7 @@ def measure_speed(
             )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with pinned(threads) as cpus:
-        generator = Generator.load(path, variant, providers, threads, prepared=prepared)
+        generator = Generator.load(path, variant, providers, threads, prepared=prepared, atoms=atoms)
         label = f"{path}: {generator.variant}, {threads} thread{'s' if threads > 1 else ''}"
         if deepest := max(depths, default=0):
             progress(f"{label}: reading {deepest:,} tokens, to stand after them")
@@ -212,6 +215,7 @@ def measure_speed(
             threads=threads,
             repeats=repeats,
             prepared=prepared,
+            atoms=atoms,
         )
     return Speed(
         path=str(path),
@@ -226,6 +230,7 @@ def measure_speed(
             SpeedTest(name=name, tokens=count, times=tuple(times))
             for (name, count, _), times in zip(works, zip(*rounds[1:], strict=True), strict=True)
         ),
+        atoms=generator.atoms if generator.bundle.atoms_of else None,
         footprint=fresh.variants[0],
     )
 

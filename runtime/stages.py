@@ -43,6 +43,7 @@ def main() -> None:
             asked["providers"],
             asked["threads"],
             prepared=asked.get("prepared", False),
+            atoms=asked.get("atoms"),
         )
         reached("session", provider=generator.provider)
         session = generator.session(history=0)  # as a text is generated that nobody will rewind

@@ -87,7 +87,7 @@ def read_state(path: Path, identity: Identity, config: BundleConfig) -> Saved:
     if model.hex() != identity.model_id:
         raise StateError(
             f"{path}: of another model: expected {identity.model_id[:16]}…, got {model.hex()[:16]}…; "
-            "load it with the bundle that it was saved with"
+            "load it with the bundle that it was saved with, and as many atoms"
         )
     variant = name.rstrip(b"\0").decode("ascii", "replace")
     if variant != identity.variant:

@@ -179,6 +179,7 @@ def evaluate(
         list[str], typer.Argument(help="Text to score: files, folders, globs, .gz, or - for stdin.")
     ],
     variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as int8.")] = None,
+    atoms: commands_device.Atoms = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Score a model on text: perplexities and bits per byte, every token once."""
@@ -188,10 +189,9 @@ def evaluate(
 
     text = read_text(texts, console.cache_folder())
     if (model / "checkpoints").is_dir():
-        if variant is not None:
-            raise UsageError(
-                f"--variant {variant} chooses in a bundle, and {model} is a run: export it first"
-            )
+        if chosen := console.given(variant=variant, atoms=atoms):
+            flags = " ".join(f"--{name} {value}" for name, value in chosen.items())
+            raise UsageError(f"{flags} chooses in a bundle, and {model} is a run: export it first")
         from .evaluation import score
         from .run import load_run
         from .tokenization import Tokenizer
@@ -201,13 +201,16 @@ def evaluate(
     else:
         from sdgm_edge.runtime import Generator
 
-        result = Generator.load(model, variant=variant).score(text)
+        generator = Generator.load(model, variant=variant, atoms=atoms)
+        result = generator.score(text)
+        atoms = atoms and generator.atoms
     if as_json:
         console.print_json(result.to_dict())
         return
     figures = result.to_dict()
     figures["token_perplexity (tokenizer-dependent)"] = figures.pop("token_perplexity")
-    console.print_record(figures, title=f"{model} on {', '.join(texts)}")
+    with_atoms = f" with {atoms} atoms" if atoms else ""
+    console.print_record(figures, title=f"{model}{with_atoms} on {', '.join(texts)}")
 
 
 @app.command()

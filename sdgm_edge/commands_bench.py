@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .commands_device import Provider, newest_bundle
+from .commands_device import Atoms, Provider, newest_bundle
 
 if TYPE_CHECKING:
     from sdgm_edge.runtime import Speed, VariantFootprint
@@ -41,6 +41,7 @@ def bench(
     prepared: Annotated[
         bool, typer.Option("--prepared", help="With weights packed for this CPU; the first time, packs them.")
     ] = False,
+    atoms: Atoms = None,
     output: Annotated[str, typer.Option("--output", "-o", help="table, md, json or csv.")] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
 ) -> None:
@@ -65,6 +66,7 @@ def bench(
             repeats=repeats,
             providers=console.split_providers(providers),
             prepared=prepared,
+            atoms=atoms,
             progress=lambda message: print(message, file=sys.stderr, flush=True),
         )
         for path in paths
@@ -127,7 +129,7 @@ def _print(measured: Sequence["Speed"], show: Callable[..., None]) -> None:
 def _model(speed: "Speed") -> tuple[object, ...]:
     """The columns that say what was measured."""
     params = None if speed.num_parameters is None else speed.num_parameters / 1e6
-    name = f"{speed.name} {speed.variant}"
+    name = f"{speed.name} {speed.variant}{f', {speed.atoms} atoms' if speed.atoms else ''}"
     return name, speed.footprint.file / 1e6, params, speed.provider, speed.threads
 
 

@@ -26,6 +26,9 @@ BUNDLES = Path("bundles")
 Provider = Annotated[
     str, typer.Option("--providers", "--provider", help="auto, cpu, cuda, or several with commas.")
 ]
+Atoms = Annotated[
+    int | None, typer.Option(help="Run so many atoms of each layer, the strongest. Default: all.")
+]
 BundleArgument = Annotated[
     Path | None, typer.Argument(help="A bundle, folder or *.sdgm. Default: the newest, as for generate.")
 ]
@@ -72,7 +75,12 @@ def generate(
         int | None, typer.Option(help="With --json: so many likeliest alternatives for each token.")
     ] = None,
     candidates: Annotated[
-        int, typer.Option("--candidates", "-c", help="Texts to generate, with seeds that follow each other.")
+        int,
+        typer.Option(
+            "--candidates",
+            "-c",
+            help="Texts to generate, with seeds that follow each other; a line heads each.",
+        ),
     ] = 1,
     draft: Annotated[int | None, typer.Option(help="Guess so many tokens and check them at once.")] = None,
     prior_strength: Annotated[
@@ -87,6 +95,7 @@ def generate(
     prepared: Annotated[
         bool, typer.Option("--prepared", help="Map weights packed for this CPU; the first time, pack them.")
     ] = False,
+    atoms: Atoms = None,
     heal: Annotated[
         bool, typer.Option("--heal/--no-heal", help="Complete the word that the prompt ends in.")
     ] = True,
@@ -98,7 +107,8 @@ def generate(
     """Generate text: streamed to stdout, and nothing else there.
 
     A prompt may end anywhere, also inside a word. The last line end of a file or of stdin is not part of it.
-    Defaults are those of the bundle. Ctrl-C ends the text.
+    Defaults are those of the bundle. Ctrl-C ends the text. Several candidates are written when all are there,
+    each under a line such as `--- 2 of 3, seed 8 ---`.
     """
     from sdgm_edge.runtime import Generator, UsageError
 
@@ -126,8 +136,15 @@ def generate(
     )
     text = _prompt(prompt, file)
     generator = Generator.load(
-        model or newest_bundle(), variant, console.split_providers(providers), threads, prepared=prepared
+        model or newest_bundle(),
+        variant,
+        console.split_providers(providers),
+        threads,
+        prepared=prepared,
+        atoms=atoms,
     )
+    if atoms is not None:
+        log.info("%d atoms of each layer", generator.atoms)
     default = generator.bundle.generation.sampling.seed
     seed = next(s for s in (seed, default, secrets.randbits(32)) if s is not None)
     params["seed"] = seed  # one that is told, so that the text can be had again
@@ -140,6 +157,7 @@ def generate(
             texts = [_write(generator, text, state, silent=as_json, **params)]
         interrupted = cancel()
     for number, generation in enumerate(texts):
+        own_seed = (seed + number) % 2**64
         t = generation.timing
         log.info(
             "%d tokens read and the first chosen in %.3f s, then %.0f tokens/s; ended by %s",
@@ -148,9 +166,9 @@ def generate(
         if drafted := generation.drafted:
             log.info("%d of %d drafted tokens were right", drafted.accepted, drafted.proposed)
         if as_json:
-            console.print_json_line(_record(generator, generation, (seed + number) % 2**64))
+            console.print_json_line(_record(generator, generation, own_seed))
         elif candidates != 1:
-            print(generation.text)
+            print(f"--- {number + 1} of {candidates}, seed {own_seed} ---\n{generation.text}")
     if interrupted:
         raise typer.Exit(130)
 
@@ -193,6 +211,7 @@ def _record(generator: "Generator", generation: "Generation", seed: int) -> dict
         "model": str(generator.bundle.path),
         "variant": generator.variant,
         "provider": generator.provider,
+        "atoms": generator.atoms,
         "drafted": None if generation.drafted is None else dataclasses.asdict(generation.drafted),
         "timing": {**dataclasses.asdict(timing), "tokens_per_second": timing.tokens_per_second},
     }

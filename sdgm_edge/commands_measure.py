@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import console
-from .commands_device import BundleArgument, Provider, newest_bundle
+from .commands_device import Atoms, BundleArgument, Provider, newest_bundle
 
 if TYPE_CHECKING:
     from sdgm_edge.runtime import Footprint, VariantFootprint
@@ -34,6 +34,7 @@ def footprint(
     prepared: Annotated[
         bool, typer.Option("--prepared", help="Measure with prepared weights (sdgm-edge prepare).")
     ] = False,
+    atoms: Atoms = None,
     max_rss: Annotated[
         str | None, typer.Option(help="Exit 1 where a variant's peak is above this: 64MB, 60MiB.")
     ] = None,
@@ -67,6 +68,7 @@ def footprint(
         tokens=tokens,
         repeats=repeats,
         prepared=prepared,
+        atoms=atoms,
     )
     above = [line for variant in measured.variants for line in _above(variant, limits)]
     if chart is not None:
@@ -145,7 +147,8 @@ def _print(measured: "Footprint", markdown: bool) -> None:
             for variant in measured.variants
             for stage, memory in variant.stages.items()
         ],
-        title=f"{measured.path} ({measured.name}{', prepared' if measured.prepared else ''}): "
+        title=f"{measured.path} ({measured.name}{', prepared' if measured.prepared else ''}"
+        f"{f', {measured.atoms} atoms' if measured.atoms else ''}): "
         "memory of a fresh process; first token after a prompt of "
         f"{measured.prompt_tokens} tokens, then {measured.tokens} more",
     )

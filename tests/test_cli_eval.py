@@ -77,3 +77,5 @@ def test_a_run_has_no_variants(home: Path) -> None:
     done = evaluate(home, "run", "new.txt", "--variant", "int8")
     assert done.returncode == 2
     assert done.stderr == "error: --variant int8 chooses in a bundle, and run is a run: export it first\n"
+    done = evaluate(home, "run", "new.txt", "--atoms", "4")
+    assert done.stderr == "error: --atoms 4 chooses in a bundle, and run is a run: export it first\n"

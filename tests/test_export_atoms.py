@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import trained
-from sdgm_edge.export.atoms import Reduction, reduced, strengths, strongest, with_atoms
+from sdgm_edge.export.atoms import Reduction, strengths, strongest_first, with_atoms
 from sdgm_edge.export.screening import written
 
 from sdgm_edge.export import export_run, pipeline
@@ -49,13 +51,29 @@ def test_atoms_that_add_nothing_are_found_and_leave_nothing_behind():
         for block, atoms in zip(model.blocks, loud, strict=True):
             silent = [k for k in range(K) if k not in atoms]
             block.atoms.synthesis.weight[:, silent + [K + k for k in silent]] = 0
-    kept = strongest(model, 3)
-    assert [k.tolist() for k in kept] == [k.tolist() for k in loud]
-    fewer, ids = with_atoms(model, kept), some_ids((2, 9))
-    expected, got = model(ids), fewer(ids)
-    torch.testing.assert_close(got.logits_BTV, expected.logits_BTV, rtol=1e-5, atol=1e-5)
-    halves = torch.cat([loud[1], loud[1] + K])
-    torch.testing.assert_close(got.mixing_BTM, expected.mixing_BTM[..., halves], rtol=1e-5, atol=1e-5)
+    fewer, ids = strongest_first(replace(trained.run(), model=model), 3).model, some_ids((2, 9))
+    torch.testing.assert_close(fewer(ids).logits_BTV, model(ids).logits_BTV, rtol=1e-5, atol=1e-5)
+    for block, whole, atoms in zip(fewer.blocks, model.blocks, loud, strict=True):
+        assert set(block.atoms.omega.tolist()) == set(whole.atoms.omega[atoms].tolist())
+
+
+def test_the_strongest_come_first_and_the_model_is_the_same():
+    run, ids = trained.run(), some_ids((2, 9))
+    ordered = strongest_first(run)
+    assert ordered.config == run.config
+    expected, got = run.model(ids), ordered.model(ids)
+    torch.testing.assert_close(got.logits_BTV, expected.logits_BTV, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(got.mixing_BTM, expected.mixing_BTM)
+    torch.testing.assert_close(got.mixing_BTM.sort().values, expected.mixing_BTM.sort().values)
+    for found in strengths(ordered.model, written(run.model)):
+        assert (found.diff() <= 1e-6).all()
+
+
+def test_fewer_are_the_first_of_all_in_order():
+    ordered, fewer = strongest_first(trained.run()), strongest_first(trained.run(), 4)
+    first = with_atoms(ordered.model, [torch.arange(4)] * 2).state_dict()
+    for name, weight in fewer.model.state_dict().items():
+        torch.testing.assert_close(weight, first[name], rtol=0, atol=0)
 
 
 def test_the_strongest_lose_less_than_the_weakest():
@@ -72,28 +90,30 @@ def test_the_strongest_lose_less_than_the_weakest():
     assert lost([o[-5:] for o in order]) < 0.5 * lost([o[:5] for o in order])
 
 
-def test_a_reduced_run_has_the_marginal_mixture():
+def test_the_mixture_goes_with_the_atoms():
     run = trained.run()
     rng = np.random.default_rng(0)
     run.prior["means"][:] = rng.normal(size=run.prior["means"].shape)
-    fewer = reduced(run, 4)
-    assert fewer.config.num_atoms == 4
-    assert fewer.config.mixing_size == fewer.prior["means"].shape[1] == 8
-    halves = torch.cat([strongest(run.model, 4)[-1], strongest(run.model, 4)[-1] + K]).numpy()
-    np.testing.assert_array_equal(fewer.prior["means"], run.prior["means"][:, halves])
-    assert Mixture(**fewer.prior).size == 8
-    assert reduced(trained.run(prior=False), 4).prior is None
+    order = strengths(run.model, written(run.model))[-1].argsort(descending=True)
+    for count in (K, 4):
+        fewer = strongest_first(run, count)
+        assert fewer.config.num_atoms == count
+        assert fewer.config.mixing_size == fewer.prior["means"].shape[1] == 2 * count
+        halves = torch.cat([order[:count], order[:count] + K]).numpy()
+        np.testing.assert_array_equal(fewer.prior["means"], run.prior["means"][:, halves])
+        assert Mixture(**fewer.prior).size == 2 * count
+    assert strongest_first(trained.run(prior=False), 4).prior is None
 
 
 @pytest.mark.parametrize("count", [0, K + 1])
 def test_a_budget_is_between_one_and_all(count):
     with pytest.raises(UsageError, match=f"atoms: expected 1 to the {K} of each layer, got {count}"):
-        reduced(trained.run(), count)
+        strongest_first(trained.run(), count)
 
 
 def test_clocks_have_no_budget():
     with pytest.raises(UsageError, match="atoms: expected a run of ringing atoms, got the layer 'clock'"):
-        reduced(trained.run("clock"), 2)
+        strongest_first(trained.run("clock"), 2)
 
 
 def test_a_bundle_of_few_atoms_is_smaller_and_passes_every_gate(monkeypatch, tmp_path):
@@ -116,5 +136,8 @@ def test_a_bundle_of_few_atoms_is_smaller_and_passes_every_gate(monkeypatch, tmp
         assert sizes[0] < sizes[1]
     assert bundles[0].config.state_size < bundles[1].config.state_size
     assert bundles[0].manifest.model_id != bundles[1].manifest.model_id
+    assert [bundle.manifest.atoms.count for bundle in bundles] == [3, K]
+    assert [bundle.manifest.atoms.state for bundle in bundles] == [4, 4]
+    assert bundles[0].manifest.atoms.steps == {"fp32": 1, "int8": 1}  # q4: blocks of 16 hold more than all
     gen = Generator.load(few.path, providers="cpu")
     assert gen.generate("Once", max_new_tokens=4, prior_strength=0.2, seed=1).tokens
