@@ -117,7 +117,9 @@ def test_candidates(home: Path, generator: Generator) -> None:
     expected = generator.candidates("Once", 3, heal=True, max_new_tokens=6, seed=4)
     flags = ("-p", "Once", "-n", 6, "-s", 4, "-c", 3)
     plain = generate(home, *flags)
-    assert plain.stdout.decode() == "".join(f"{e.text}\n" for e in expected)
+    heads = [f"--- {i} of 3, seed {seed} ---" for i, seed in ((1, 4), (2, 5), (3, 6))]
+    texts = [f"{head}\n{e.text}\n" for head, e in zip(heads, expected, strict=True)]
+    assert plain.stdout.decode() == "".join(texts)
     lines = [json.loads(line) for line in generate(home, *flags, "--json").stdout.splitlines()]
     assert [line["tokens"] for line in lines] == [e.tokens for e in expected]
     assert [line["seed"] for line in lines] == [4, 5, 6]
