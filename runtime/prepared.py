@@ -144,9 +144,10 @@ def _make(bundle: Bundle, variant: str, folder: Path, identity: dict[str, Any]) 
             save_optimized(graph, partial / GRAPH)
             packed = _logits(partial / GRAPH, bundle, where)
         except BundleError as e:
+            with synced(partial / "room") as file:  # of a full disk ONNX Runtime does not say that it is
+                file.write(bytes(bundle.size(variant)))
             why = " ".join(str(e.__cause__ or e).split())[:200]
-            remedy = "free some space there, or go without preparing"
-            raise CacheError(f"{where} cannot be prepared in {root}: {why}; {remedy}") from e
+            raise CacheError(f"{where} cannot be prepared in {root}: {why}; go without preparing") from e
         if not np.allclose(packed, plain, rtol=TOLERANCE, atol=TOLERANCE):
             got = f"a difference of {np.abs(packed - plain).max():.3g}"
             raise CacheError(

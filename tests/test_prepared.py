@@ -85,8 +85,26 @@ def test_what_computes_something_else_is_not_kept(cache, path, monkeypatch):
 def test_what_cannot_be_saved_is_told(cache, path, monkeypatch):
     real = module.save_optimized
     monkeypatch.setattr(module, "save_optimized", lambda graph, target: real(graph, target / "none/model"))
-    with pytest.raises(CacheError, match=r"int8 cannot be prepared in .*; free some space there, or go with"):
+    with pytest.raises(CacheError, match=r"int8 cannot be prepared in .*: SystemError.*; go without prep"):
         prepare(read_bundle(path), "int8")
+    assert os.listdir(cache / "prepared") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of another kind")
+def test_a_full_disk_is_told_in_one_line(cache, path):
+    code = """
+import resource, signal, sys
+from sdgm_edge.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # the system refuses more, as a full disk does
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "prepare", path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    place, _, why = done.stderr.partition(": the cache cannot be used: ")
+    assert place.startswith(f"error: {cache}/prepared/")
+    remedy = "free some space, name another folder in SDGM_EDGE_CACHE, or go without preparing"
+    assert why == f"File too large; {remedy}\n"
     assert os.listdir(cache / "prepared") == []
 
 
