@@ -18,7 +18,7 @@ from sdgm_edge.runtime import Generator, pinned, spent
 
 LEAST = 8
 """Atoms of the smallest budget, at least."""
-DECODED, PROMPT = 128, 512
+DECODED, PROMPT, ROUNDS = 128, 512, 9
 
 
 def budgets(bundle: Path, variant: str | None) -> list[Generator]:
@@ -47,7 +47,7 @@ def prompt(gen: Generator, ids: list[int]) -> None:
     _ = session.logits
 
 
-def speeds(gens: list[Generator], ids: list[int], rounds: int) -> list[tuple[float, float]]:
+def speeds(gens: list[Generator], ids: list[int], rounds: int = ROUNDS) -> list[tuple[float, float]]:
     """Tokens a second, one by one and of a prompt; the first round warms up."""
     seconds: dict[tuple[int, int], list[float]] = {}
     for _ in range(rounds + 1):
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--variant")
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with pinned(1):

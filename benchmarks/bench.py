@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from atoms import speeds
 from bundles import EDGE, Bench, described, load
 from measuring import decoding, drain, microseconds, read, without_head
 from sdgm_edge.export.variants import VARIANTS
@@ -31,6 +32,7 @@ from sdgm_edge.export.variants import VARIANTS
 from sdgm_edge.console import format_value, print_table
 from sdgm_edge.models import ModelConfig
 from sdgm_edge.runtime import (
+    Generator,
     Session,
     Spent,
     measure_footprint,
@@ -41,6 +43,7 @@ from sdgm_edge.runtime import (
 
 PRESETS = ("paper", *EDGE)
 DEEP = 100_000
+ATOMS = 256, 64
 LARGE = ModelConfig(vocab_size=32_000, num_layers=3, width=512, num_atoms=256, glu_width=1024)
 """The shape of a model of 23 million parameters, as others of that size are measured."""
 BLOCK, BLOCKS = 64, 150
@@ -244,6 +247,19 @@ def prepared(bench: Bench) -> Iterator[Figure]:
         yield Figure("prepared", "the same by processor time", 1e3 * cost.seconds.first_token_cpu, "ms")
 
 
+def atoms(bench: Bench) -> Iterator[Figure]:
+    """What a bundle costs whose strongest atoms alone are loaded; `atoms.py` tells what it loses."""
+    path = bench.bundle("edge-small")
+    gens = [Generator.load(path, providers="cpu", threads=1, atoms=count) for count in ATOMS]
+    rates = [decoded for decoded, _ in speeds(gens, gens[0].encode(bench.text))]
+    sizes = [gen.bundle.size(gen.variant) / 1e6 for gen in gens]
+    for gen, size, rate in zip(gens, sizes, rates, strict=True):
+        yield Figure("atoms", f"edge-small int8 with {gen.atoms} atoms, graph", size, "MB")
+        yield Figure("atoms", "a token of it, without sampling", rate, "tokens/s")
+    yield Figure.at_most("atoms", "the smaller graph", 100 * sizes[1] / sizes[0], "% of the whole", 90)
+    yield Figure.at_least("atoms", "its speed", 100 * rates[1] / rates[0], "% of the whole's", 110)
+
+
 def large(bench: Bench) -> Iterator[Figure]:
     """23 million parameters, 32,000 words: one core's processor time, and what of it the head takes."""
     for bits, name in ((8, "int8"), (4, "4 bits")):
@@ -272,7 +288,7 @@ def large(bench: Bench) -> Iterator[Figure]:
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     section.__name__: section
-    for section in (accuracy, speed, flat, prompt, sessions, presets, prepared, large)
+    for section in (accuracy, speed, flat, prompt, sessions, presets, prepared, atoms, large)
 }
 
 

@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from sdgm_edge.export.atoms import atoms_record
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.screening import EXACT_WORDS, find_screen
 from sdgm_edge.export.sizing import small_files
@@ -65,10 +66,11 @@ class Bench:
         if screened:
             model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
             screen = find_screen(model, EXACT_WORDS[plan["embedding.weight"]])
+        graph = build(config, weights, plan, screen)
         files = {
             **small_files(config, self._tokenizer(config.vocab_size)),
             "generation_config.json": encode_json({"begin_token": 0, "end_tokens": [], "sampling": SAMPLING}),
-            variant.file: build(config, weights, plan, screen),
+            variant.file: graph,
         }
         return write_bundle(
             self.folder / name,
@@ -79,6 +81,7 @@ class Bench:
             model_id="0" * 64,
             golden={"prompt": "", "ids": [], "variants": {}},
             made_with={},
+            atoms=atoms_record(config, {variant.name: graph}),
         )
 
     def _tokenizer(self, vocab_size: int) -> bytes:

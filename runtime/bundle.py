@@ -103,8 +103,8 @@ class Bundle:
         """The checked graph of a variant: its path where it is a file of its own, else its bytes."""
         name = self.variant(variant).file
         _check_self_contained(self.source, name, self.path)
-        if self.atoms_of is not None and self.atoms is not None:
-            return cut(self.read(name), self.atoms_of, self.atoms, self.config, f"{self.path}: {name}")
+        if self.atoms_of is not None:
+            return self._cut(name)
         if path := self.source.path(name):
             self.check(name)
             return path
@@ -112,10 +112,8 @@ class Bundle:
 
     def size(self, variant: str | None = None) -> int:
         """Bytes of a variant's graph."""
-        graph = self.graph(variant) if self.atoms_of is not None else None
-        if isinstance(graph, bytes):
-            return len(graph)
-        return self.manifest.files[self.variant(variant).file][1]
+        name = self.variant(variant).file
+        return self.manifest.files[name][1] if self.atoms_of is None else len(self._cut(name))
 
     def read(self, name: str) -> bytes:
         """A whole file, checked against the manifest."""
@@ -130,8 +128,13 @@ class Bundle:
         for name in self.manifest.files:
             self.check(name)
 
+    def _cut(self, name: str) -> bytes:
+        assert self.atoms_of is not None
+        assert self.atoms is not None
+        return cut(self.read(name), self.atoms_of, self.atoms, self.config, f"{self.path}: {name}")
+
     def save(self, target: str | Path) -> Path:
-        """Write the same bundle, byte for byte, as a folder or (`*.sdgm`) a single file."""
+        """Write the same bundle, all atoms, byte for byte, as a folder or (`*.sdgm`) a single file."""
         whole = {MANIFEST: self.source.read(MANIFEST)} | {n: self.read(n) for n in self.manifest.files}
         return _write(Path(target), whole)
 

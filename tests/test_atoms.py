@@ -5,15 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import tiny
 import trained
+from sdgm_edge.export.atoms import strongest_first
+from sdgm_edge.export.gates import run_graph
+from sdgm_edge.export.graph import weights_of
+from sdgm_edge.export.variants import VARIANTS, build, bundle_config
 from sdgm_edge.runtime.atoms import cut
 
 from sdgm_edge.export import export_run, pipeline
 from sdgm_edge.runtime import (
     BundleError,
+    Engine,
     Generator,
     ParameterError,
     StateError,
@@ -32,7 +38,6 @@ def export(tmp_path_factory):
     """Export a model of 64 atoms in two layers, or another one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trained.CONFIGS, "many", RINGING)
-        patch.setitem(trained.CONFIGS, "many, with pointer", RINGING | {"copy_window": 7, "copy_width": 6})
         patch.setattr(pipeline, "SPEED_SECONDS", 0.001)
 
         def call(bits, name="many", **options):
@@ -79,14 +84,31 @@ def test_int8_differs_by_the_rounding_of_its_weights(whole, few):
         assert 0 < abs(a - b).max() < 4 * rounding < 0.5 * abs(exact).max()
 
 
-@pytest.mark.parametrize(("name", "count"), [("many", 1), ("many", K - 1), ("many, with pointer", 7)])
-def test_any_number_of_atoms_will_do(export, name, count):
-    path = export((32, 8), name)
-    assert load(path, "int8", atoms=count).generate(TEXT, max_new_tokens=4).tokens
-    loaded, exported = load(path, "fp32", atoms=count), load(export((32,), name, atoms=count), "fp32")
-    assert loaded.atoms == exported.atoms == count
-    for a, b in zip(run(loaded), run(exported), strict=True):
-        assert (a == b).all()
+def graph_of(name, count=None, bits=32):
+    """The graph of a model with its strongest atoms first, or of these alone, and its sizes."""
+    run = strongest_first(trained.run(name), count)
+    weights = weights_of(run.model)
+    return build(run.config, weights, VARIANTS[bits].plan(weights)), bundle_config(run.config)
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("ringing", 1),
+        ("ringing", 9),
+        ("ringing with pointer", 2),
+        ("ringing, one tap", 1),
+        ("ringing, bare", 3),
+    ],
+)
+def test_any_number_of_atoms_of_any_model(name, count, bits):
+    (whole, config), (expected, smaller) = graph_of(name, bits=bits), graph_of(name, count, bits)
+    short = cut(whole, config.model["num_atoms"], count, smaller, name)
+    ids = np.random.default_rng(0).integers(0, trained.VOCAB, (2, 40))
+    one, other = (run_graph(Engine(g, smaller, name), ids, [1, 1, 7, 31]) for g in (short, expected))
+    for part, values in one.items():
+        np.testing.assert_array_equal(values, other[part], err_msg=part)
 
 
 def test_blocks_of_weights_are_kept_whole(whole):
