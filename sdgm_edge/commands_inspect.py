@@ -40,6 +40,7 @@ def inspect(
         "vocab_size": config.vocab_size,
         "state_bytes": 4 * config.state_size,
         "mixing_size": config.mixing_size,
+        "atoms": None if manifest.atoms is None else dataclasses.asdict(manifest.atoms),
         "mixture_components": found.mixture.num_components if found.mixture else 0,
         "model": config.model,
         "made_with": manifest.made_with,
@@ -49,8 +50,8 @@ def inspect(
     if as_json:
         console.print_json(record)
         return
-    for name in ("model", "made_with", "files"):
-        record |= {f"{name}.{key}": value for key, value in record.pop(name).items()}
+    for name in ("atoms", "model", "made_with", "files"):
+        record |= {f"{name}.{key}": value for key, value in (record.pop(name) or {}).items()}
     for name, variant in record.pop("variants").items():
         for gate in ("parity", "accuracy"):
             record |= {f"{name}.{gate}.{key}": value for key, value in (variant[gate] or {}).items()}

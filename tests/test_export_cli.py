@@ -97,13 +97,15 @@ def test_inspect_shows_what_is_in_a_bundle(command):
     record = json.loads(command("inspect", GOLDEN, "--json").stdout)
     assert record["state_bytes"] == 4 * read_bundle(GOLDEN).config.state_size
     assert record["variants"]["q4"]["file"] == "model_q4.onnx"
-    assert record["num_parameters"] is None  # it was written before bundles told
+    assert record["num_parameters"] is record["atoms"] is None  # it was written before bundles told
 
 
-def test_inspect_tells_the_number_of_parameters(command, tmp_path):
+def test_inspect_tells_the_number_of_parameters_and_how_atoms_are_left_out(command, tmp_path):
     command("export", "runs/tale", "--out", tmp_path / "b")
     record = json.loads(command("inspect", tmp_path / "b", "--json").stdout)
     assert record["num_parameters"] == trained.model().num_parameters
+    assert record["atoms"] == {"count": 10, "state": 4, "steps": {"fp32": 1}}
+    assert "atoms.steps" in command("inspect", tmp_path / "b").stdout
 
 
 def test_inspect_tells_what_the_components_stand_for(command, tmp_path):
