@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdgm_edge import console, probe_generation
+from sdgm_edge import child, console, probe_generation
 from sdgm_edge.compare import ABLATIONS, PRODUCT, Outcome, Terms, compare, parse_budget
 from sdgm_edge.config import PRESET_RUNS, CorpusConfig
 from sdgm_edge.models import MIXERS
@@ -211,7 +211,7 @@ def generated(path: Path, run: Path, judging: Sequence[str]) -> dict[str, Any] |
         say(f"generation: {run}")
         command = ["-m", "sdgm_edge", "probe", "generation", str(run), str(run / "heldout.txt"), *judging]
         small = ["--number", "32", "--tokens", "64", "--strengths", "0.1,0.3,0.6", "--json"]
-        done = subprocess.run([sys.executable, *command, *small], capture_output=True, text=True)
+        done = child.run([*command, *small], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode:
             return done.stderr.strip().splitlines()[-1]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from . import console
+from . import child, console
 
 app = typer.Typer(no_args_is_help=True, help="Probe models: what they remember, generate and cost.")
 
@@ -204,8 +204,8 @@ def _export(run: Path, target: Path) -> None:
     """Export a run in float32, as a process of its own: only the command line may lean on the exporter."""
     from sdgm_edge.runtime import ExportError
 
-    command = [sys.executable, "-m", "sdgm_edge", "export", str(run), "--out", str(target), "--bits", "32"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    command = ["-m", "sdgm_edge", "export", str(run), "--out", str(target), "--bits", "32"]
+    done = child.run(command, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise ExportError(f"{run} could not be exported (exit code {done.returncode}): see above")
 

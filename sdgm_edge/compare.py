@@ -20,16 +20,12 @@ from __future__ import annotations
 
 import math
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sdgm_edge import child
 from sdgm_edge.config import PRESET_RUNS, CorpusConfig, RunConfig
 from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
@@ -308,32 +304,10 @@ def _process(module: str, *arguments: str) -> str:
     Raises:
         KeyboardInterrupt: a signal came, here or there.
     """
-    with _terminable():
-        process = subprocess.Popen([sys.executable, "-m", module, *arguments])
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()  # it finishes its step and saves
-            process.wait()
-            raise
-    if code == 130:
-        raise KeyboardInterrupt
+    code = child.run(["-m", module, *arguments]).returncode
     if code < 0:
         return f"was killed by signal {-code} (out of memory?)"
     return f"ended with code {code}" if code else ""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, which alone would leave what runs beneath behind; in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -170,6 +171,25 @@ def test_a_text_is_cut_at_a_line_end_where_it_is_long(module, tmp_path):
     assert whole == tmp_path / "valid.txt"
     cut = module.beginning(tmp_path / "valid.txt", tmp_path / "out/valid.txt", 10)
     assert cut.read_text() == "one\ntwo\n"
+
+
+def test_texts_are_generated_once(module, tmp_path, monkeypatch):
+    asked, ends = [], []
+
+    def run(arguments, **options):
+        asked.append(arguments)
+        return subprocess.CompletedProcess(arguments, *ends.pop())
+
+    monkeypatch.setattr(module.child, "run", run)
+    place, of_run = tmp_path / "generation/best.json", tmp_path / "run"
+    ends.append((1, "", "much\nerror: no such run\n"))
+    assert module.generated(place, of_run, []) == "error: no such run"
+    ends.append((0, json.dumps({"rows": [ROW]}), ""))
+    for _ in range(2):
+        assert module.generated(place, of_run, ["--judge", "judge"]) == {"rows": [ROW]}
+    assert len(asked) == 2
+    told = ["-m", "sdgm_edge", "probe", "generation", str(of_run), str(of_run / "heldout.txt"), "--judge"]
+    assert asked[1][: len(told)] == told
 
 
 def test_an_error_is_one_line(module, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,48 @@
+"""Another process of this Python, which ends when this one is ended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+INTERRUPTED = 130
+"""What a process ends with that took a signal for Ctrl-C."""
+
+
+def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` to its end; `options` are those of `subprocess.Popen`.
+
+    Raises:
+        KeyboardInterrupt: a signal came, here or there; the process has ended.
+    """
+    with (
+        _terminable(),
+        subprocess.Popen([sys.executable, *arguments], text=True, **options) as process,
+    ):
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            process.terminate()  # a training finishes its step and saves
+            process.communicate()
+            raise
+    if process.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, which alone would leave what runs beneath behind; in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
