@@ -193,9 +193,9 @@ def write_bundle(
 
 def _load(source: Source, path: Path) -> Bundle:
     if MANIFEST not in source.sizes:
-        if (path / "checkpoints").is_dir():
-            raise BundleError(f"{path}: a training run, not a bundle: export it by `sdgm-edge export {path}`")
-        raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; check the path, or {AGAIN}")
+        is_run = (path / "checkpoints").is_dir()
+        remedy = f"`sdgm-edge export {path}` makes one of it" if is_run else f"check the path, or {AGAIN}"
+        raise BundleError(f"{path}: not a bundle: it has no {MANIFEST}; {remedy}")
     at = f"{path}: {MANIFEST}"
     manifest = parse_manifest(decode_json(_capped(source, MANIFEST, path), at), at)
     for name, (_, size) in manifest.files.items():

@@ -117,7 +117,7 @@ def test_something_else_is_not_a_bundle(tmp_path):
 
 def test_a_training_run_is_named_as_one(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(BundleError, match="a training run, not a bundle: export it by `sdgm-edge export "):
+    with pytest.raises(BundleError, match=r"no manifest\.json; `sdgm-edge export .*` makes one of it"):
         read_bundle(tmp_path)
 
 
