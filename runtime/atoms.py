@@ -8,7 +8,7 @@ the strongest N of K are the first N. In the graph, metadata with the key `atoms
 
 What else depends on K, a graph makes of the shapes of its tensors. So to leave out weak atoms is to copy the
 file with shorter tensors, and nothing is computed. What comes of it is what the exporter writes of a model
-of these atoms, but for the scales of quantized weights, which were found with all of them.
+of these atoms, but for the scales of int8, which were found with all of them.
 
 Several atoms share a place where weights lie in blocks with one scale: such blocks are kept whole.
 """
@@ -92,12 +92,11 @@ def atoms_step(graph: bytes, num_atoms: int) -> int | None:
     """
     try:
         (whole,) = _contents(graph, _GRAPH)
-        marks = [mark for tensor in _contents(whole, _TENSORS) if (mark := _mark(tensor, _TENSOR_METADATA))]
-        steps = [int(each) for _, _, each in marks]
+        marks = [mark for tensor in _contents(whole, _TENSORS) if (mark := _place(tensor))]
     except ValueError as e:
         raise BundleError(f"the graph cannot be read: {e}; {AGAIN}") from None
-    step = math.lcm(*steps)
-    return step if steps and num_atoms % step == 0 else None
+    step = math.lcm(*(each for _, _, each in marks))
+    return step if marks and num_atoms % step == 0 else None
 
 
 def cut(graph: bytes, num_atoms: int, kept: int, config: BundleConfig, where: object) -> bytes:
@@ -124,9 +123,9 @@ def cut(graph: bytes, num_atoms: int, kept: int, config: BundleConfig, where: ob
 
 
 def _cut_tensor(tensor: Content, num_atoms: int, kept: int) -> Content:
-    if not (mark := _mark(tensor, _TENSOR_METADATA)):
+    if not (mark := _place(tensor)):
         return tensor
-    axis, times, each = map(int, mark)
+    axis, times, each = mark
     dims = [int(dim) for dim in _contents(tensor, _TENSOR_DIMS)]
     (data,) = _contents(tensor, _TENSOR_DATA)
     if len(dims) <= axis or dims[axis] * each != times * num_atoms or kept % each:
@@ -168,6 +167,16 @@ def _resized(value: Content, sizes: Mapping[str, int]) -> Content:
         return changed(content, {_TYPE_SHAPE: shape})
 
     return changed(value, {_VALUE_TYPE: lambda kind: changed(kind, {_TYPE_TENSOR: tensor})})
+
+
+def _place(tensor: Content) -> tuple[int, int, int] | None:
+    """Along which axis of a tensor atoms lie, how many times, how many in each place; None: it has none."""
+    if not (mark := _mark(tensor, _TENSOR_METADATA)):
+        return None
+    axis, times, each = map(int, mark)
+    if axis < 0 or times < 1 or each < 1:
+        raise ValueError(f"a tensor with the mark {mark}")
+    return axis, times, each
 
 
 def _mark(part: Content, metadata: int) -> list[str]:

@@ -1,8 +1,10 @@
 """A bundle of its strongest atoms alone: held to what the exporter makes of a model of so many atoms."""
 
+import functools
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import onnx
 import pytest
 import tiny
 import trained
+from hypothesis import given
+from hypothesis import strategies as st
 from sdgm_edge.export.atoms import strongest_first
 from sdgm_edge.export.gates import run_graph
 from sdgm_edge.export.graph import weights_of
@@ -84,6 +88,7 @@ def test_int8_differs_by_the_rounding_of_its_weights(whole, few):
         assert 0 < abs(a - b).max() < 4 * rounding < 0.5 * abs(exact).max()
 
 
+@functools.cache
 def graph_of(name, count=None, bits=32):
     """The graph of a model with its strongest atoms first, or of these alone, and its sizes."""
     run = strongest_first(trained.run(name), count)
@@ -253,6 +258,17 @@ def test_a_variant_whose_blocks_hold_atoms_of_both_parts_is_refused(export):
         load(path, "q4", atoms=4)
 
 
+@given(data=st.data())
+def test_a_damaged_graph_is_refused_by_name_or_read(data):
+    graph, config = graph_of("ringing with pointer")
+    damaged = bytearray(graph)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(BundleError):
+        atoms_step(bytes(damaged), 5)
+        assert cut(bytes(damaged), 5, 2, config, "b")
+
+
 def test_a_graph_without_marks_has_no_step(whole):
     with pytest.raises(BundleError, match="the graph cannot be read: "):
         atoms_step(b"no graph", K)
@@ -268,6 +284,8 @@ def test_a_graph_without_marks_has_no_step(whole):
     [
         ("1 3 1", "with the mark"),
         ("7 3 1", "with the mark"),
+        ("0 0 0", "with the mark"),
+        ("-1 3 1", "with the mark"),
         ("0 3", "values to unpack"),
         ("a b c", "invalid"),
     ],
