@@ -52,6 +52,15 @@ def test_it_can_be_drafted_and_says_the_same(temperature):
     assert drafted.drafted.accepted or temperature, "what it says greedily runs into a circle"
 
 
+def test_it_runs_with_fewer_atoms_and_foresees_less():
+    text = (ROOT / "models/pretrained/README.md").read_text(encoding="utf-8")[:1000]
+    gens = [Generator.load(pretrained(), providers="cpu", atoms=count) for count in (320, 160, 40)]
+    assert [gen.atoms for gen in gens] == [320, 160, 40]
+    sizes, nlls = [gen.bundle.size() for gen in gens], [gen.score(text).nll for gen in gens]
+    assert sizes == sorted(sizes, reverse=True)
+    assert nlls == sorted(nlls)
+
+
 def test_its_card_is_of_this_model():
     bundle = read_bundle(pretrained())
     card = (ROOT / "models/pretrained/README.md").read_text(encoding="utf-8")
