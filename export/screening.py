@@ -167,7 +167,7 @@ def screened_scores(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Scree
         hidden_BD = body.input("hidden", ir.DataType.FLOAT, ("batch", t.config.width))
         _, chosen = body.ops(2, "TopK", preview_BV, ints(screen.num_exact), axis=1, sorted=0)
         column = body.op("Unsqueeze", hidden_BD, ints(2))
-        exact = body.op("MatMul", embedding.rows(chosen, body), column)  # (B, N, D) by (B, D, 1)
+        exact = body.op("MatMul", embedding.rows(chosen, body, many=True), column)  # (B, N, D) by (B, D, 1)
         exact = body.op("Add", body.op("Squeeze", exact, ints(2)), body.op("Gather", bias, chosen))
         logits = body.op("ScatterElements", preview_BV, chosen, exact, axis=1)
         body.output(logits.name or "", logits, ir.DataType.FLOAT, ("batch", V))

@@ -104,6 +104,20 @@ def test_rows_are_those_of_the_matrix_as_held(precision, columns):
 
 
 @pytest.mark.parametrize("precision", BY_ROWS)
+@pytest.mark.parametrize("columns", [20, 128, 320])
+def test_many_rows_are_bit_for_bit_those_looked_up_one_by_one(precision, columns):
+    matrix, ids = weight(50, columns), np.random.default_rng(0).integers(0, 50, (2, 40))
+    few, many = (
+        session(
+            lambda g, ids, many=many: Matrix(g, "m", matrix, precision, rows=True).rows(ids, many=many),
+            (ir.DataType.INT64, ("batch", "time")),
+        ).run(None, {"x0": ids})[0]
+        for many in (False, True)
+    )
+    np.testing.assert_array_equal(many, few)
+
+
+@pytest.mark.parametrize("precision", BY_ROWS)
 def test_rows_and_product_share_one_matrix(precision):
     matrix = weight(40, 32)
 
