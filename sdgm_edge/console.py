@@ -1,4 +1,7 @@
-"""What the commands share in talking to a person or to a machine."""
+"""What the commands share in talking to a person or to a machine.
+
+rich is imported where something is drawn: a command that writes text alone starts without it.
+"""
 
 import json
 import sys
@@ -8,18 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from .training import Progress as TrainingProgress
 
 _PLAIN_WIDTH = 200  # where stdout is no terminal, tables are not folded
@@ -40,6 +34,9 @@ def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
 ) -> None:
     """A table for a person, on stdout; numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         numeric = any(isinstance(row[number], int | float) for row in rows)
@@ -110,6 +107,9 @@ def split_providers(text: str) -> str | list[str]:
 @contextmanager
 def training_progress(name: object) -> "Iterator[Callable[[TrainingProgress], None]]":
     """A live line on stderr for training; a plain line every half minute where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,6 +139,9 @@ def training_progress(name: object) -> "Iterator[Callable[[TrainingProgress], No
 @contextmanager
 def text_progress() -> "Iterator[_TextProgress]":
     """A bar on stderr for work on bytes of text (`shards.Progress`); nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -152,7 +155,7 @@ def text_progress() -> "Iterator[_TextProgress]":
 
 
 class _TextProgress:
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: "Progress") -> None:
         self._bars = bars
         self._task = bars.add_task("", total=None)
 
@@ -174,6 +177,9 @@ def reading_progress() -> Iterator[Callable[[int, int | None], None]]:
         elif bar is not None:
             bar.update(bar.task_ids[0], completed=done, total=total)
         elif sys.stderr.isatty() and time.monotonic() - begun > _PATIENCE:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
             console = Console(stderr=True)
             bar = shown.enter_context(

@@ -88,6 +88,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert not HEAVY & {name.partition(".")[0] for name in imported}
 
 
+def test_what_draws_nothing_starts_without_what_draws() -> None:
+    code = "import sys, sdgm_edge.cli; sys.exit('rich' in sys.modules)"
+    assert run(program=("-c", code)).returncode == 0
+
+
 def test_version() -> None:
     import sdgm_edge
 
