@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from .config import ModelConfig
 from .layers import CausalConv, activation
-from .ring import ring_chunks, ring_steps
+from .ring import FEW, ring_chunks, ring_steps
 from .scan import LOG_DECAY_FLOOR
 
 OMEGA_RANGE = (1e-3, math.pi)
@@ -69,7 +69,8 @@ class RingingAtoms(nn.Module):
         u_TBD, conv_BWD = self.conv(x_TBD, conv_BWD)
         v_TBK, f_TBK, g_TBK = self.strike(self.activation(u_TBD)).chunk(3, dim=-1)
         f_TBK = torch.sigmoid(f_TBK.float() + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
-        ring = ring_chunks if x_TBD.is_cuda else ring_steps
+        few = x_TBD.shape[1] * self.num_atoms <= FEW
+        ring = ring_chunks if x_TBD.is_cuda or few else ring_steps
         z_TB2K = ring(v_TBK.float(), f_TBK, self.omega, atoms_B2K)
         mixing_TBM = (functional.silu(g_TBK.float())[:, :, None] * z_TB2K).flatten(2)
         return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWD, z_TB2K[-1])

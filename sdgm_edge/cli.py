@@ -193,9 +193,11 @@ def evaluate(
             flags = " ".join(f"--{name} {value}" for name, value in chosen.items())
             raise UsageError(f"{flags} chooses in a bundle, and {model} is a run: export it first")
         from .evaluation import score
+        from .process import keep_memory
         from .run import load_run
         from .tokenization import Tokenizer
 
+        keep_memory()
         run = load_run(model)
         result = score(run.model, Tokenizer.load(run.tokenizer_path), text)
     else:

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdgm_edge.models.clock import ClockAtoms
+from sdgm_edge.models.ring import FEW
 from sdgm_edge.models.ringing import RingingAtoms
 from tolerances import FORMS
 
-from sdgm_edge.models import PRESETS, SDGM, ModelConfig, copy_log_probs, preset
+from sdgm_edge.models import PRESETS, SDGM, ModelConfig, copy_log_probs, preset, ringing
 
 VOCABULARY = 60
 
@@ -32,6 +33,7 @@ FAMILY = {
     "ringing": config(),
     "ringing with a pointer": config(copy_window=7, copy_width=8),
     "ringing, conv of one token": config(conv_width=1, glu_width=0),
+    "ringing, many atoms": config(num_atoms=FEW // 2 + 1),
     "clock": config(layer="clock", activation="softmax"),
     "the paper": config(
         layer="clock",
@@ -91,6 +93,19 @@ def test_step_is_the_window_token_by_token(model, steps):
         torch.testing.assert_close(logits, whole.logits_BTV[:, t], atol=FORMS, rtol=FORMS)
         torch.testing.assert_close(mixing, whole.mixing_BTM[:, t], atol=FORMS, rtol=FORMS)
     torch.testing.assert_close(state, whole.state_BS, atol=FORMS, rtol=FORMS)
+
+
+def test_few_sequences_are_read_in_chunks_and_many_step_by_step(monkeypatch):
+    forms = []
+    for name in ("ring_steps", "ring_chunks"):
+        form = getattr(ringing, name)
+        monkeypatch.setattr(
+            ringing, name, lambda *inputs, form=form: forms.append(form.__name__) or form(*inputs)
+        )
+    model = SDGM(config(num_layers=1, num_atoms=FEW // 2))
+    for batch in (2, 3):
+        model(tokens(batch, 5))
+    assert forms == ["ring_chunks", "ring_steps"]
 
 
 @torch.no_grad()

@@ -45,3 +45,10 @@ def test_an_undamped_atom_that_is_not_struck_turns_by_its_frequency():
     v, f, omega = torch.zeros(7, 1, 1), torch.ones(7, 1, 1), torch.tensor([0.3])
     z = ring_steps(v, f, omega, torch.tensor([[[1.0], [0.0]]]))
     torch.testing.assert_close(z[-1, 0, :, 0], torch.tensor([math.cos(2.1), math.sin(2.1)]))
+
+
+def test_chunks_hold_large_numbers_at_the_strongest_damping():
+    v, f = torch.full((64, 1, 2), 1e6), torch.full((64, 1, 2), math.exp(LOG_DECAY_FLOOR))
+    omega, z = torch.tensor([0.0, 2.0]), torch.zeros(1, 2, 2)
+    expected = ring_steps(v, f, omega, z)
+    torch.testing.assert_close(ring_chunks(v, f, omega, z), expected, atol=1e6 * FORMS, rtol=FORMS)
