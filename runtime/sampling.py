@@ -100,6 +100,7 @@ class Sampler:
         self._buffer_V = np.empty(vocab_size, np.float32)
         self._blocks = np.zeros((-(-vocab_size // _BLOCK), _BLOCK), np.float32)
         self._weights_V = self._blocks.reshape(-1)[:vocab_size]  # what lies behind it weighs nothing
+        self._heavy_V = np.empty(vocab_size, bool)
         self._uniform = Uniform(params.seed)
         self._forced = deque(params.forced_tokens)
         self._banned = np.array(sorted(set(params.banned_tokens)), np.int64)
@@ -175,7 +176,7 @@ class Sampler:
                     kept = _nucleus(weights, p.top_p * float(weights.sum()))
                     ids, weights = ids[kept], weights[kept]
             elif p.top_p < 1:
-                ids, weights = self._likeliest(x_V, top)
+                ids, weights = self._likeliest(x_V, best)
             elif p.min_p > 0:
                 ids = (x_V >= top + p.temperature * math.log(p.min_p)).nonzero()[0]
                 weights = self._weigh(x_V, ids, top)
@@ -198,20 +199,25 @@ class Sampler:
         weights_V *= np.float32(1 / self.params.temperature)
         return np.exp(weights_V, out=weights_V)
 
-    def _likeliest(self, x_V: Floats, top: np.floating[Any]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def _likeliest(self, x_V: Floats, best: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """The tokens that `top_p` keeps, and their weights.
 
-        They are sought among few, and among all only where these do not make up the mass.
+        Where one of them stands out, they are sought among few; then, if that was in vain, among all.
         """
+        top = x_V[best]
         top_p, weights_V = self.params.top_p, self._weigh_all(x_V, top)
         total = float(np.einsum("i->", weights_V))  # as `sum`, in half the time
-        for count in (_FEW, len(weights_V)):
+        if top_p * total <= 1:
+            return np.array([best]), np.ones(1)
+        all_V = len(weights_V)
+        for count in (all_V,) if 8 * total > _FEW else (_FEW, all_V):
             # Only more than `count` tokens below this weight can make up what top_p leaves out.
-            ids = (weights_V >= (1 - top_p) * total / count).nonzero()[0]
+            floor = np.float32((1 - top_p) * total / count)
+            ids = np.greater_equal(weights_V, floor, out=self._heavy_V).nonzero()[0]
             weights = self._weigh(x_V, ids, top)
-            if float(weights.sum()) >= top_p * total:
+            kept = _nucleus(weights, top_p * total)
+            if len(kept) < len(weights):
                 break
-        kept = _nucleus(weights, top_p * total)
         return ids[kept], weights[kept]
 
 
@@ -291,6 +297,8 @@ def _from(floor: np.floating[Any], values: Floats, count: int) -> NDArray[np.int
 
 def _draw(weights: NDArray[np.float64], uniform: float) -> int:
     """Return the place at which the cumulative weight passes `uniform` times their sum."""
+    if len(weights) == 1:
+        return 0
     rising = weights.cumsum()
     return _passes(rising, uniform * rising[-1])
 
