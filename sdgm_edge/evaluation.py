@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,21 +28,29 @@ def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
     return Score.of(text, total_nll(model, np.array([BEGIN_ID, *ids])), len(ids), has_unk=has_unk)
 
 
-@torch.no_grad()
 def total_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: int = 1) -> float:
     """Return −Σ log p(token) in nats over all tokens but the first, which is only given.
 
     With several lanes the text is cut into as many parts that are read side by side, which is quicker; each
     part but the first then lacks its context, and the figure is a little too high. Reports use one lane.
     """
+    length = (len(tokens) - 1) // lanes
+    rest = len(tokens) - 1 - lanes * length  # the last lane goes on to the end
+    with _evaluating(model):
+        total, state = _read(model, tokens, np.arange(lanes) * length, length, model.initial_state(lanes))
+        return total + _read(model, tokens, np.array([lanes * length]), rest, state[-1:])[0]
+
+
+@contextmanager
+def _evaluating(model: LanguageModel) -> Iterator[None]:
+    """Without dropout and gradients; in the end the model is as it was."""
     was_training = model.training
     model.eval()
-    length = (len(tokens) - 1) // lanes
-    total, state = _read(model, tokens, np.arange(lanes) * length, length, model.initial_state(lanes))
-    rest = len(tokens) - 1 - lanes * length  # the last lane goes on to the end
-    total += _read(model, tokens, np.array([lanes * length]), rest, state[-1:])[0]
-    model.train(was_training)
-    return total
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _read(
@@ -68,61 +79,52 @@ def _window(model: LanguageModel, lanes: int) -> int:
     return max(WINDOW, spared // lanes)
 
 
-@torch.no_grad()
 def mixing_sample(
     model: LanguageModel, tokens: NDArray[np.integer], count: int, seed: int = 0
 ) -> NDArray[np.float32]:
     """Return about `count` mixing vectors, (N, M), of the model at places of a text chosen by `seed`."""
-    was_training = model.training
-    model.eval()
     window = min(model.config.window, len(tokens))
     starts = np.random.default_rng(seed).integers(0, len(tokens) - window + 1, max(1, count * 2 // window))
     block = torch.from_numpy(tokens[starts[:, None] + np.arange(window)].astype(np.int64))
     state = model.initial_state(len(starts))
-    mixing_TBM = model.features(block.to(state.device).T, state).mixing_TBM
-    model.train(was_training)
+    with _evaluating(model):
+        mixing_TBM = model.features(block.to(state.device).T, state).mixing_TBM
     settled = mixing_TBM[window // 2 :].flatten(0, 1)  # the first half only warms the atoms up
     vectors: NDArray[np.float32] = settled.float().cpu().numpy()
     return vectors
 
 
-@torch.no_grad()
 def reconstruction_cosine(model: LanguageModel, tokens: NDArray[np.integer]) -> float:
     """Return the mean cosine similarity of each embedding and its reconstruction over a text."""
-    was_training = model.training
-    model.eval()
     state, total, window = model.initial_state(1), 0.0, _window(model, 1)
-    for begin in range(0, len(tokens), window):
-        ids = torch.from_numpy(tokens[begin : begin + window].astype(np.int64)).to(state.device)
-        features = model.features(ids[:, None], state)
-        state = features.state_BS
-        rebuilt, embedded = features.rebuilt_TBD.float(), features.embedded_TBD.float()
-        total += float(torch.nn.functional.cosine_similarity(rebuilt, embedded, -1).sum())
-    model.train(was_training)
+    with _evaluating(model):
+        for begin in range(0, len(tokens), window):
+            ids = torch.from_numpy(tokens[begin : begin + window].astype(np.int64)).to(state.device)
+            features = model.features(ids[:, None], state)
+            state = features.state_BS
+            rebuilt, embedded = features.rebuilt_TBD.float(), features.embedded_TBD.float()
+            total += float(torch.nn.functional.cosine_similarity(rebuilt, embedded, -1).sum())
     return total / len(tokens)
 
 
-@torch.no_grad()
 def overlapping_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: int = 16) -> float:
     """Return −Σ log p(token) where windows overlap by half, as results of windowed models are often given.
 
     Each window begins afresh and its second half is scored, so that a token sees at least half a window; it
     costs every token twice. Only the first half window has less.
     """
-    was_training = model.training
-    model.eval()
     half, num_scored = max(1, model.config.window // 2), len(tokens) - 1
     lanes = max(1, min(lanes, OVERLAPPING // (2 * half)))
-    total = _read(model, tokens, np.zeros(1, np.int64), min(half, num_scored), model.initial_state(1))[0]
     starts = np.arange(0, num_scored - half, half)
     whole, rest = np.split(starts, [max(0, num_scored - half) // half])  # the last window may be shorter
     batches = [whole[i : i + lanes] for i in range(0, len(whole), lanes)] + ([rest] if len(rest) else [])
-    for begin in batches:
-        length = min(2 * half, num_scored - int(begin[0]))
-        places = begin[:, None] + np.arange(length + 1)
-        block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(model.embedding.weight.device).T
-        state = model.features(block_TB[:half], model.initial_state(len(begin))).state_BS
-        scored = model.features(block_TB[half:-1], state)
-        total += float(vocabulary_nll(scored, model, block_TB[1 + half :]))
-    model.train(was_training)
+    with _evaluating(model):
+        total = _read(model, tokens, np.zeros(1, np.int64), min(half, num_scored), model.initial_state(1))[0]
+        for begin in batches:
+            length = min(2 * half, num_scored - int(begin[0]))
+            places = begin[:, None] + np.arange(length + 1)
+            block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(model.embedding.weight.device).T
+            state = model.features(block_TB[:half], model.initial_state(len(begin))).state_BS
+            scored = model.features(block_TB[half:-1], state)
+            total += float(vocabulary_nll(scored, model, block_TB[1 + half :]))
     return total

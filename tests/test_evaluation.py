@@ -56,6 +56,9 @@ def test_validating_leaves_the_model_as_it_was():
     model = make_model(40).train()
     total_nll(model, np.arange(30))
     assert model.training
+    with pytest.raises(RuntimeError, match="index 40 is out of bounds"):
+        total_nll(model, np.array([1, 40]))  # the second is no token of it
+    assert model.training
 
 
 def test_score_counts_the_text_as_it_stands():
