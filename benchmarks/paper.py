@@ -36,7 +36,7 @@ from sdgm_edge.config import PRESET_RUNS, CorpusConfig
 from sdgm_edge.models import MIXERS
 from sdgm_edge.probe import TASKS, Finding, Probe, probe, table
 from sdgm_edge.report import Table, draw_plots, make_report, page
-from sdgm_edge.runtime import RunError, SdgmError, replacing
+from sdgm_edge.runtime import RunError, replacing
 from sdgm_edge.shards import Corpus, prepare_corpus
 
 PAPERS = ("sdgm", PRODUCT, "gpt2", "transformer-xl", "linformer")
@@ -286,7 +286,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.out or Path("runs") / f"paper-{options.data.name if options.data else 'pydoc'}"
     sources = CorpusConfig(vocab_size=options.vocab_size)
-    try:
+    with child.ending():
         if options.data:
             limit = int(VALID_BYTES * options.minutes)
             valid = beginning(options.data / "valid.txt", folder / "valid.txt", limit).resolve()
@@ -316,10 +316,6 @@ def main() -> None:
             ablations=listed(options.ablations),
             tasks=listed(options.tasks),
         ).run().write(folder)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (SdgmError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(folder / "report.html")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdgm_edge import child
 from sdgm_edge.inference import TOKENS, Inference
 from sdgm_edge.models import SDGM, MixerModel
 from sdgm_edge.run import Run, load_run
@@ -20,7 +21,6 @@ from sdgm_edge.runtime import (
     Engine,
     ExportError,
     RunError,
-    SdgmError,
     Stepper,
     measure_context,
     replacing,
@@ -111,12 +111,8 @@ def measure(
 def main() -> None:
     """Measure the run of a folder, as a process."""
     folder, contexts = Path(sys.argv[1]), [int(context) for context in sys.argv[2].split(",")]
-    try:
+    with child.ending():
         measure(folder, contexts, lambda message: print(message, file=sys.stderr, flush=True))  # noqa: T201
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SdgmError as reason:
-        sys.exit(f"error: {reason}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sdgm_edge.runtime import SdgmError
+
 INTERRUPTED = 130
 """What a process ends with that took a signal for Ctrl-C."""
 
@@ -33,6 +35,17 @@ def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess
     if process.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End this process as `run` is told of: with one line where something a user can meet went wrong."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (SdgmError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 @contextmanager

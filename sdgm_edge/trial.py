@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from sdgm_edge import checkpoint, training
+from sdgm_edge import checkpoint, child, training
 from sdgm_edge.config import RunConfig
 from sdgm_edge.evaluation import overlapping_nll, reconstruction_cosine, total_nll
 from sdgm_edge.parallel import Group
 from sdgm_edge.process import pick_device
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run
-from sdgm_edge.runtime import DivergedError, RunError, Score, SdgmError, replacing
+from sdgm_edge.runtime import DivergedError, RunError, Score, replacing
 from sdgm_edge.shards import Corpus, prepare_corpus
 from sdgm_edge.tokenization import UNKNOWN
 
@@ -230,7 +230,7 @@ def main() -> None:
 
     folder, cache = map(Path, sys.argv[1:])
     text = Trial.read(folder).config.corpus
-    try:
+    with child.ending():
         corpus = prepare_corpus(
             text.train or ["pydoc"],
             text.valid or None,
@@ -240,10 +240,6 @@ def main() -> None:
         )
         with training_progress(folder.name) as on_step:
             run_trial(folder, corpus, on_step)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SdgmError as reason:
-        sys.exit(f"error: {reason}")
 
 
 if __name__ == "__main__":

@@ -46,3 +46,18 @@ def test_what_a_signal_does_is_as_before():
     before = signal.getsignal(signal.SIGTERM)
     child.run(["-c", ""])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_process_ends_as_its_parent_is_told():
+    code = """
+from sdgm_edge import child
+from sdgm_edge.runtime import RunError
+with child.ending():
+    raise {}
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    for reason, line in (("RunError('no run')", "no run"), ("OSError(28, 'No room')", "[Errno 28] No room")):
+        done = child.run(["-c", code.format(reason)], **pipes)
+        assert (done.returncode, done.stderr) == (1, f"error: {line}\n")
+    with pytest.raises(KeyboardInterrupt):
+        child.run(["-c", code.format("KeyboardInterrupt")], **pipes)
