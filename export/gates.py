@@ -120,12 +120,17 @@ def check_parity(
             if not difference <= variant.tolerance:
                 failures.append(f"{part} of seed {seed} by {difference:.3g}")
     if failures:
-        raise ParityError(
-            f"{variant.name}: the graph does not compute what the model computes: expected differences of at "
-            f"most {variant.tolerance:g} over {steps} steps, got {', '.join(failures)}; "
-            "check the weights for extreme values, and report it"
-        )
+        raise parity_error(variant.name, variant.tolerance, steps, failures)
     return Parity(**worst, tolerance=variant.tolerance, steps=steps, seeds=len(SEEDS))
+
+
+def parity_error(what: str, tolerance: float, steps: int, failures: Sequence[str]) -> ParityError:
+    """Return the error of a graph that differs from its model by more than is allowed."""
+    return ParityError(
+        f"{what}: the graph does not compute what the model computes: expected differences of at "
+        f"most {tolerance:g} over {steps} steps, got {', '.join(failures)}; "
+        "check the weights for extreme values, and report it"
+    )
 
 
 def compare(

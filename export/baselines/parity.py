@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sdgm_edge.models import MixerModel
-from sdgm_edge.runtime import ParityError, Stepper
+from sdgm_edge.runtime import Stepper
 
 from ..builder import Array
-from ..gates import ORDINARY, difference
+from ..gates import ORDINARY, difference, parity_error
 from ..variants import Variant
 from . import GRAPHS
 from .mixer import piece
@@ -42,12 +42,7 @@ def check_parity(variant: Variant, model: MixerModel, stepper: Stepper, steps: i
         if not off <= variant.tolerance:
             failures.append(f"{part} by {off:.3g}")
     if failures:
-        raise ParityError(
-            f"{model.config.layer} in {variant.name}: the graph does not compute what the model computes: "
-            f"expected differences of at most {variant.tolerance:g} over {steps} steps, "
-            f"got {', '.join(failures)}; "
-            "check the weights for extreme values, and report it"
-        )
+        raise parity_error(f"{model.config.layer} in {variant.name}", variant.tolerance, steps, failures)
     return worst
 
 
