@@ -247,7 +247,7 @@ def test_draws_follow_the_distribution(params):
     st.lists(st.sampled_from([-8.0, -3.0, -1.0, 0.0, 0.5, 2.0, 2.5]), min_size=1, max_size=200),
     st.sampled_from([0.5, 1.0, 2.0]),
     st.integers(0, 12),
-    st.sampled_from([0.11, 0.5, 0.93, 1.0]),
+    st.sampled_from([0.11, 0.53, 0.93, 1.0]),  # of a half, two equal tokens are one, but for rounding
     st.sampled_from([0.0, 0.019, 0.23, 1.0]),
     st.integers(0, 99),
 )
