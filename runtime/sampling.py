@@ -209,8 +209,8 @@ class Sampler:
         total = float(np.einsum("i->", weights_V))  # as `sum`, in half the time
         if top_p * total <= 1:
             return np.array([best]), np.ones(1)
-        all_V = len(weights_V)
-        for count in (all_V,) if 8 * total > _FEW else (_FEW, all_V):
+        counts = (_FEW, len(weights_V)) if 8 * total < _FEW else (len(weights_V),)
+        for count in counts:
             # Only more than `count` tokens below this weight can make up what top_p leaves out.
             floor = np.float32((1 - top_p) * total / count)
             ids = np.greater_equal(weights_V, floor, out=self._heavy_V).nonzero()[0]
