@@ -67,7 +67,6 @@ def build_graph(
         atoms=(2, 2, 1) if rings else (),
     )
 
-    num_steps = g.op("Shape", ids, start=1, end=2)
     t = Trace(
         g=g,
         config=config,
@@ -75,9 +74,7 @@ def build_graph(
         plan=plan,
         chunk=chunk,
         ids=ids,
-        num_steps=num_steps,
-        single_step=g.op("Equal", num_steps, ints(1)),
-        start=g.op("Reshape", start, ints(1)),
+        start=start,
         reach=reach or {},
     )
     if rings:  # taken from a weight, and folded on loading: fewer atoms are shorter weights, and no more

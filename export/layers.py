@@ -33,12 +33,12 @@ class Trace:
     """Most tokens that one call takes."""
     ids: ir.Value
     """Token ids (B, T)."""
-    num_steps: ir.Value
-    """T, as a vector of one."""
-    single_step: ir.Value
-    """Whether T = 1."""
     start: ir.Value
-    """First position whose logits are asked for, as a vector of one."""
+    """First position whose logits are asked for: given as a number, held as a vector of one."""
+    num_steps: ir.Value = field(init=False)
+    """T, as a vector of one."""
+    single_step: ir.Value = field(init=False)
+    """Whether T = 1."""
     num_atoms: ir.Value | None = None
     """K, as a vector of one, where atoms ring."""
     state: dict[str, ir.Value] = field(default_factory=dict)
@@ -47,6 +47,12 @@ class Trace:
     """By matrix, the largest number that is expected in what it is multiplied with (`reach.py`)."""
     shared: dict[str, tuple[ir.Value, ...]] = field(default_factory=dict)
     """What layers compute alike, by a name: the first puts it here."""
+
+    def __post_init__(self) -> None:
+        g = self.g
+        self.num_steps = g.op("Shape", self.ids, start=1, end=2)
+        self.single_step = g.op("Equal", self.num_steps, ints(1))
+        self.start = g.op("Reshape", self.start, ints(1))
 
     def weight(self, name: str) -> ir.Value:
         """Add a weight of the model in float32."""

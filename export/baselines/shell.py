@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from sdgm_edge.models import MIXERS, ModelConfig
 
-from ..builder import IR_VERSION, Array, Builder, ints
+from ..builder import IR_VERSION, Array, Builder
 from ..head import logits
 from ..layers import NORM_EPSILON, Trace, asked, gated_unit, norm
 from ..matrices import Plan, Precision
@@ -63,7 +63,6 @@ def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Ar
     pieces = pieces_of(config, mixer)
     state = {POSITION: g.input(POSITION, INT64, (1,))}
     state |= {name: g.input(name, FLOAT, shape) for name, shape in pieces.items()}
-    num_steps = g.op("Shape", ids, start=1, end=2)
     t = Trace(
         g=g,
         config=config,
@@ -71,9 +70,7 @@ def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Ar
         plan=plan,
         chunk=CHUNK,
         ids=ids,
-        num_steps=num_steps,
-        single_step=g.op("Equal", num_steps, ints(1)),
-        start=g.op("Reshape", start, ints(1)),
+        start=start,
         state=state,
     )
     with g.at("embedding"):
@@ -89,7 +86,7 @@ def build_graph(config: ModelConfig, mixer: MixerGraph, weights: Mapping[str, Ar
         said = logits(t, embedding, _norm(t, "norm", x))
     g.output("logits", said, FLOAT, (1, "asked", config.vocab_size))
     with g.at("state"):
-        after = g.op("Add", state[POSITION], num_steps)
+        after = g.op("Add", state[POSITION], t.num_steps)
     g.output(f"next_{POSITION}", after, INT64, (1,))
     for name, shape in pieces.items():
         g.output(f"next_{name}", t.state[name], FLOAT, shape)
