@@ -183,18 +183,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Score a model on text: perplexities and bits per byte, every token once."""
-    from sdgm_edge.runtime import UsageError
-
+    from .run import is_run, load_run
     from .sources import read_text
 
     text = read_text(texts, console.cache_folder())
-    if (model / "checkpoints").is_dir():
-        if chosen := console.given(variant=variant, atoms=atoms):
-            flags = " ".join(f"--{name} {value}" for name, value in chosen.items())
-            raise UsageError(f"{flags} chooses in a bundle, and {model} is a run: export it first")
+    if is_run(model, variant=variant, atoms=atoms):
         from .evaluation import score
         from .process import keep_memory
-        from .run import load_run
         from .tokenization import Tokenizer
 
         keep_memory()

@@ -46,10 +46,9 @@ def footprint(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure what a bundle costs here, in fresh processes: memory by stage, load time, first token."""
-    from sdgm_edge.runtime import UsageError, measure_footprint
+    from sdgm_edge.runtime import measure_footprint
 
-    if markdown and as_json:
-        raise UsageError("--markdown and --json both say how to print: leave one out")
+    console.check_one_form(markdown, as_json)
     limits = {
         "--max-rss": None if max_rss is None else quantity("--max-rss", max_rss, BYTES, "64MB"),
         "--max-first-token": None

@@ -88,13 +88,13 @@ def generation(
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and texts as JSON.")] = False,
 ) -> None:
     """Measure how varied, likely and typical texts are: sampled plainly, with the mixture, and human ones."""
-    from sdgm_edge.runtime import Generator, UsageError
+    from sdgm_edge.runtime import Generator
 
     from .probe_generation import COLUMNS, Settings, evaluate_generation, open_scorer
+    from .run import is_run
     from .sources import read_text
 
-    if markdown and as_json:
-        raise UsageError("--markdown and --json both say how to print: leave one out")
+    console.check_one_form(markdown, as_json)
     settings = Settings(
         num_texts=number,
         num_tokens=tokens,
@@ -108,11 +108,7 @@ def generation(
     scorer = None if judge is None else open_scorer(judge)
     with ExitStack() as stack:
         bundle = model
-        if (model / "checkpoints").is_dir():
-            if variant is not None:
-                raise UsageError(
-                    f"--variant {variant} chooses in a bundle, and {model} is a run: export it first"
-                )
+        if is_run(model, variant=variant):
             bundle = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bundle.sdgm"
             _export(model, bundle)
         generator = Generator.load(bundle, variant=variant)
@@ -165,15 +161,13 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure what longer windows and larger vocabularies cost in speed and memory, and what they give."""
-    from sdgm_edge.runtime import UsageError
 
     from .compare import parse_budget, parse_entries
     from .config import CorpusConfig
     from .probe_scale import COLUMNS, Scale, cells, probe_scale
     from .run import RUNS
 
-    if markdown and as_json:
-        raise UsageError("--markdown and --json both say how to print: leave one out")
+    console.check_one_form(markdown, as_json)
     sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
     rows = probe_scale(
         parse_entries(models),

@@ -92,6 +92,14 @@ def check_choice(flag: str, got: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{flag}: expected one of {', '.join(choices)}, got {got!r}; write one of these")
 
 
+def check_one_form(markdown: bool, as_json: bool) -> None:
+    """Raise UsageError where a result is to be both Markdown and JSON."""
+    from sdgm_edge.runtime import UsageError
+
+    if markdown and as_json:
+        raise UsageError("--markdown and --json both say how to print: leave one out")
+
+
 def cache_folder() -> Path:
     """Where token shards are kept between runs, as the runtime keeps what it prepares."""
     from sdgm_edge.runtime import cache_folder

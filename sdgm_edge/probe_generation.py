@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdgm_edge.diversity import distinct, loops, repetition, self_bleu, split_words
+from sdgm_edge.run import is_run, load_run
 from sdgm_edge.runtime import Generator, ParameterError, SamplingParams, Score, UsageError
 
 HUMAN = "human"
@@ -227,9 +228,8 @@ def _typicality(generator: Generator, passage: Passage, text: str) -> float:
 
 def open_scorer(path: Path, variant: str | None = None) -> Scorer:
     """Return what scores a text with a run folder or a bundle."""
-    if (path / "checkpoints").is_dir():
+    if is_run(path, variant=variant):
         from sdgm_edge.evaluation import score
-        from sdgm_edge.run import load_run
         from sdgm_edge.tokenization import Tokenizer
 
         run = load_run(path)

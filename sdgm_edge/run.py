@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdgm_edge.runtime import ConfigError, RunError
+from sdgm_edge.runtime import ConfigError, RunError, UsageError
 
 if TYPE_CHECKING:
     from sdgm_edge.checkpoint import Checkpoint
@@ -61,9 +61,22 @@ def check_unused(folder: Path) -> None:
         raise RunError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
 
 
+def is_run(path: Path, **of_bundles: object) -> bool:
+    """Tell whether a path is that of a run, which is asked for nothing that chooses in a bundle.
+
+    Raises:
+        UsageError: it is, and `of_bundles`, options by name, has one that was given.
+    """
+    found = (path / "checkpoints").is_dir()
+    if found and (chosen := {name: value for name, value in of_bundles.items() if value is not None}):
+        flags = " ".join(f"--{name} {value}" for name, value in chosen.items())
+        raise UsageError(f"{flags} chooses in a bundle, and {path} is a run: export it first")
+    return found
+
+
 def newest_run(root: Path = RUNS) -> Path:
     """Return the run under `root` that was worked on last."""
-    runs = [path.parent for path in root.glob("*/config.json") if (path.parent / "checkpoints").is_dir()]
+    runs = [path.parent for path in root.glob("*/config.json") if is_run(path.parent)]
     if not runs:
         raise RunError(
             f"no trained run under {root}/: train one first (sdgm-edge train), or name a run folder"
