@@ -14,9 +14,9 @@ R = TypeVar("R")
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep `torch.compile` out of a function: `torch.compiler.disable`, which loads the compiler, later.
+    """Keep `torch.compile` out of a function, as `torch.compiler.disable` does, but load no compiler for it.
 
-    To load it takes as long as to load torch, and only who compiles (or makes an optimizer) has it anyway.
+    That takes as long as loading torch, and is left to whoever compiles something or makes an optimizer.
     """
     kept_out: Callable[P, R] | None = None
 
