@@ -201,14 +201,16 @@ def _row(
     )
 
 
-def _judged(passages: Sequence[Passage], texts: Sequence[str], judge: Scorer) -> Score:
-    """Return the score of all continuations after their passages, as one."""
+def _judged(passages: Sequence[Passage], texts: Sequence[str], judge: Scorer) -> Score | None:
+    """Return the score of all continuations after their passages, as one; None where they add no word."""
     before = [judge(passage.prompt) for passage in passages]
     after = [judge(passage.prompt + text) for passage, text in zip(passages, texts, strict=True)]
 
     def added(name: str) -> Any:
         return sum(getattr(b, name) - getattr(a, name) for a, b in zip(before, after, strict=True))
 
+    if added("num_words") < 1:
+        return None
     return Score(
         nll=added("nll"),
         num_tokens=added("num_tokens"),

@@ -10,8 +10,10 @@ import tiny
 from sdgm_edge.diversity import distinct, repetition, self_bleu, split_words
 from sdgm_edge.probe_generation import (
     COLUMNS,
+    Passage,
     Row,
     Settings,
+    _judged,
     draw_passages,
     evaluate_generation,
     open_scorer,
@@ -125,6 +127,12 @@ def test_bits_per_byte_are_not_told_by_a_judge_that_does_not_know_every_word(gen
     (human, _) = evaluate_generation(generator, TEXT, SETTINGS, doubtful)[:2]
     assert human.bits_per_byte is None
     assert human.word_perplexity > 1
+
+
+def test_texts_that_add_no_word_have_no_perplexity(generator):
+    passages = [Passage("one tw", "o three")] * 2
+    assert _judged(passages, ["o", "ofold"], generator.score) is None
+    assert _judged(passages, ["o", "o three"], generator.score).num_words == 1
 
 
 def test_a_bundle_can_judge(generator):
