@@ -80,8 +80,13 @@ def with_atoms(model: SDGM, kept: list[Tensor]) -> SDGM:
         for weight in ("strike.weight", "strike.bias"):
             weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][thirds]
         weights[f"{name}.synthesis.weight"] = weights[f"{name}.synthesis.weight"][:, halves]
-        for weight in ("omega", "damping"):
-            weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][atoms]
+        of_each = [
+            "omega",
+            "damping",
+            *(["conv.weight", "conv.bias"] if fewer.config.conv_on == "strikes" else []),
+        ]
+        for weight in of_each:  # atoms come last
+            weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][..., atoms]
     fewer.load_state_dict(weights)
     return fewer.eval()
 
@@ -119,6 +124,6 @@ def atoms_record(config: ModelConfig, graphs: Mapping[str, bytes]) -> dict[str, 
     steps = {name: atoms_step(graph, config.num_atoms) for name, graph in graphs.items()}
     return {
         "count": config.num_atoms,
-        "state": 2 * config.num_layers,
+        "state": sum(config.atoms_in.values()),
         "steps": {name: step for name, step in steps.items() if step is not None},
     }

@@ -136,16 +136,18 @@ def _block(
 def _unpack(t: Trace, state: ir.Value) -> None:
     """Split the state into its pieces, (B, *shape) each; atoms stay flat."""
     g, layout = t.g, t.config.state_layout
+    times = t.config.atoms_in
     sizes = [
-        g.op("Mul", t.num_atoms, ints(2)) if name.endswith(".atoms") else ints(math.prod(shape))
+        g.op("Mul", t.num_atoms, ints(times[name])) if times.get(name) else ints(math.prod(shape))
         for name, shape in layout
     ]
     parts = [state]
     if len(sizes) > 1:
         parts = list(g.ops(len(sizes), "Split", state, g.op("Concat", *sizes, axis=0), axis=1))
     for (name, shape), part in zip(layout, parts, strict=True):
+        last = -1 if times.get(name) else shape[-1]
         flat = len(shape) == 1 or name.endswith(".atoms")
-        t.state[name] = part if flat else g.op("Reshape", part, ints(0, *shape))
+        t.state[name] = part if flat else g.op("Reshape", part, ints(0, *shape[:-1], last))
 
 
 def _pack(t: Trace) -> ir.Value:
@@ -153,5 +155,6 @@ def _pack(t: Trace) -> ir.Value:
     pieces = []
     for name, shape in t.config.state_layout:
         flat = len(shape) == 1 or name.endswith(".atoms")
-        pieces.append(t.state[name] if flat else t.g.op("Reshape", t.state[name], ints(0, math.prod(shape))))
+        size = -1 if t.config.atoms_in.get(name) else math.prod(shape)
+        pieces.append(t.state[name] if flat else t.g.op("Reshape", t.state[name], ints(0, size)))
     return t.g.op("Concat", *pieces, axis=1)

@@ -56,7 +56,7 @@ class Trace:
 
     def weight(self, name: str) -> ir.Value:
         """Add a weight of the model in float32."""
-        return self.g.constant(self.weights[name], _path(name))
+        return self.g.constant(self.weights[name], path(name))
 
     def matrix(
         self,
@@ -67,13 +67,14 @@ class Trace:
         atoms: tuple[int, int] | None = None,
     ) -> Matrix:
         """Add a matrix of the model in its precision; `array` where it is laid out otherwise there."""
-        name = _path(weight).removesuffix(".weight")
+        name = path(weight).removesuffix(".weight")
         array = self.weights[weight] if array is None else array
         reach = self.reach.get(weight)
         return Matrix(self.g, name, array, self.plan[weight], rows=rows, reach=reach, atoms=atoms)
 
 
-def _path(name: str) -> str:
+def path(name: str) -> str:
+    """Return what a weight of the model is called in the graph."""
     return name.replace("blocks.", "layers.", 1)
 
 
@@ -88,6 +89,8 @@ def activate(g: Builder, name: str, x: ir.Value) -> ir.Value:
         return x
     if name == "silu":
         return silu(g, x)
+    if name == "sigmoid":
+        return g.op("Sigmoid", x)
     if name == "gelu":
         return g.op("Gelu", x, approximate="tanh")
     return g.op({"softmax": "Softmax", "tanh": "Tanh"}[name], x)
@@ -120,17 +123,18 @@ def taps(t: Trace, x: ir.Value, padded: ir.Value) -> list[ir.Value]:
     return [*older, x]
 
 
-def depthwise(t: Trace, name: str, x: ir.Value, piece: str) -> ir.Value:
-    """Convolve every channel with its own W taps.
+def depthwise(t: Trace, name: str, x: ir.Value, piece: str, *, of_atoms: bool = False) -> ir.Value:
+    """Convolve every channel with its own W taps; `of_atoms` where a channel is an atom.
 
     Products and sums of shifts: Conv wants the channels before the time, and is slow for a single token.
     """
-    weight_WD, g = t.weights[f"{name}.weight"], t.g
-    total: ir.Value | None = None
-    for weight_D, tap in zip(weight_WD, taps(t, x, with_tail(t, x, piece)), strict=True):
-        product = g.op("Mul", tap, weight_D)
-        total = g.op("Add", product, t.weight(f"{name}.bias") if total is None else total)
-    assert total is not None
+    g, where = t.g, path(name)
+    atoms = (0, 1, 1) if of_atoms else ()
+    total = g.constant(t.weights[f"{name}.bias"], f"{where}.bias", atoms=atoms)
+    shifted = taps(t, x, with_tail(t, x, piece))
+    for i, (tap, weight_D) in enumerate(zip(shifted, t.weights[f"{name}.weight"], strict=True)):
+        weight = g.constant(weight_D, f"{where}.weight.{i}", atoms=atoms)
+        total = g.op("Add", g.op("Mul", tap, weight), total)
     return total
 
 

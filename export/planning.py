@@ -8,6 +8,7 @@ proposed that models of such a size usually have, unless another leaves room for
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable
@@ -225,7 +226,7 @@ def plan_toml(candidate: Candidate) -> str:
     }
     lines = [f'preset = "{preset}"', "", "[corpus]", f"vocab_size = {config.vocab_size}"]
     if changed:
-        lines += ["", "[model]", *(f"{name} = {value}" for name, value in changed.items())]
+        lines += ["", "[model]", *(f"{name} = {json.dumps(value)}" for name, value in changed.items())]
     return "\n".join([*lines, ""])
 
 

@@ -10,7 +10,7 @@ of any length: with products whose rows do not see each other (`matrices.py`), s
 what sixteen one by one give, which is what checking a draft lives on.
 
 No sine is left in a step: amplitude and phase are folded into the synthesis matrix [A cos Φ | −A sin Φ].
-cos ω, sin ω and λ, which is folded into the bias of the strike, are float32 in every variant.
+cos ω, sin ω and λ are float32 in every variant.
 
 In the frame that turns with the atoms the recurrence is real, and its Scan as long; a closed form over
 blocks of 16 steps gained nothing in a whole graph: it passes over memory more often, and ONNX Runtime takes
@@ -23,38 +23,23 @@ Shapes: B batch, T time, D width, K atoms; a mixing vector is [real parts | imag
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
-from .builder import CONTRIB, Builder, floats, ints
-from .layers import Trace, activate, depthwise, scan, silu
-
-DECAY_FLOOR = math.exp(-5)
+from .builder import CONTRIB, Builder, ints
+from .layers import Trace, scan
+from .strikes import strikes
 
 
 def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
     """Return the layer's mixing vectors (B, T, 2K) for its input x (B, T, D)."""
-    g, K = t.g, t.config.num_atoms
-    weights = f"blocks.{layer}.atoms"
-    with g.at("encoder"):
-        u = activate(g, t.config.activation, depthwise(t, f"{weights}.conv", x, f"layers.{layer}.conv"))
-    with g.at("strike"):
-        bias = t.weights[f"{weights}.strike.bias"].copy()
-        bias[K : 2 * K] += t.weights[f"{weights}.damping"]
-        named = g.constant(bias, f"layers.{layer}.atoms.strike.bias", atoms=(0, 3, 1))
-        struck = t.matrix(f"{weights}.strike.weight", atoms=(0, 3)).product(u, named)
-        v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
-    with g.at("damping"):
-        f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
-        b = g.op("Mul", g.op("Sub", floats(1), f), v)
+    g, weights = t.g, f"blocks.{layer}.atoms"
+    b, f, gate = strikes(t, weights, x, f"layers.{layer}.conv")
     with g.at("ring"):
         piece = f"layers.{layer}.atoms"
         z = _ring(t, tables(t, layer), f, b, t.state[piece])
         t.state[piece] = g.op("Gather", z, np.int64(-1), axis=1)
     with g.at("listen"):
-        gate = silu(g, gate)
         return g.op("Mul", g.op("Concat", gate, gate, axis=-1), z)
 
 

@@ -1,10 +1,9 @@
 """Ringing atoms: every token strikes the dictionary, and each atom rings on as a damped sinusoid.
 
-    u_t = silu(conv(x_t))                               the mixing encoder: causal, depthwise
-    v_t, f_t, g_t = W u_t + b                           strike, ring, listen (K each)
-    f_t = max(sigmoid(f_t + λ), e^−5)                   damping, gated by the token
+    v_t, f_t, g_t                                       strike, ring, listen: what x_t and its last tokens
+                                                        say to each atom (`strikes.py`)
     z_t = f_t · e^{iω} · z_{t−1} + (1 − f_t) · v_t      K complex numbers of state
-    c_t = silu(g_t) · z_t                               the mixing vector
+    c_t = g_t · z_t                                     the mixing vector
     x̂_t[d] = Σ_k Re c_t[k] · A[k,d] cos Φ[k,d] − Im c_t[k] · A[k,d] sin Φ[k,d]
 
 The dictionary (A, Φ) is held as the two matrices A cos Φ and −A sin Φ, one on top of the other, so that
@@ -19,18 +18,15 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .config import ModelConfig
-from .layers import CausalConv, activation
 from .ring import FEW, ring_chunks, ring_steps
-from .scan import LOG_DECAY_FLOOR
+from .strikes import Striking, new_damping
 
 OMEGA_RANGE = (1e-3, math.pi)
-LAMBDA_RANGE = (1.0, 6.0)
 
 
-class RingingAtoms(nn.Module):
+class RingingAtoms(Striking):
     """The spectral layer that the product runs on."""
 
     state_names = ("conv", "atoms")
@@ -39,17 +35,14 @@ class RingingAtoms(nn.Module):
         super().__init__()
         D, K = config.width, config.num_atoms
         self.num_atoms = K
-        self.conv = CausalConv(D, config.conv_width)
-        self.strike = nn.Linear(D, 3 * K)
+        self._add_strikes(config)
         self.synthesis = nn.Linear(2 * K, D, bias=False)  # weight: (D, [A cos Φ | −A sin Φ])
         omega = torch.zeros(K)
         turning = round(K * config.turning)
         omega[:turning] = torch.logspace(math.log10(OMEGA_RANGE[0]), math.log10(OMEGA_RANGE[1]), turning)
         self.omega = nn.Parameter(omega)
         # Damping has an order of its own, so that there are short and long atoms at every pitch.
-        spread = torch.linspace(*LAMBDA_RANGE, K)
-        self.damping = nn.Parameter(spread[torch.arange(K) * _coprime(K) % K])
-        self.activation = activation(config.activation)
+        self.damping = nn.Parameter(new_damping(config).data[torch.arange(K) * _coprime(K) % K])
 
     @property
     def amplitude(self) -> Tensor:
@@ -63,50 +56,39 @@ class RingingAtoms(nn.Module):
         return torch.atan2(-minus_sine, cosine)
 
     def forward(
-        self, x_TBD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor
+        self, x_TBD: Tensor, conv_BWC: Tensor, atoms_B2K: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return x̂ (T, B, D), the mixing vectors (T, B, 2K) and the new state, for a whole window."""
-        u_TBD, conv_BWD = self.conv(x_TBD, conv_BWD)
-        v_TBK, f_TBK, g_TBK = self.strike(self.activation(u_TBD)).chunk(3, dim=-1)
-        f_TBK = torch.sigmoid(f_TBK.float() + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
+        v_TBK, f_TBK, g_TBK, conv_BWC = self._strikes(x_TBD, conv_BWC)
         few = x_TBD.shape[1] * self.num_atoms <= FEW
         ring = ring_chunks if x_TBD.is_cuda or few else ring_steps
-        z_TB2K = ring(v_TBK.float(), f_TBK, self.omega, atoms_B2K)
-        mixing_TBM = (functional.silu(g_TBK.float())[:, :, None] * z_TB2K).flatten(2)
-        return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWD, z_TB2K[-1])
+        z_TB2K = ring(v_TBK, f_TBK, self.omega, atoms_B2K)
+        mixing_TBM = (g_TBK[:, :, None] * z_TB2K).flatten(2)
+        return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWC, z_TB2K[-1])
 
     def step(
-        self, x_BD: Tensor, conv_BWD: Tensor, atoms_B2K: Tensor
+        self, x_BD: Tensor, conv_BWC: Tensor, atoms_B2K: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return x̂ (B, D), the mixing vector (B, 2K) and the new state, for one token."""
-        taps = torch.cat([conv_BWD, x_BD[:, None]], dim=1)
-        u_BD = (taps * self.conv.weight).sum(1) + self.conv.bias
-        v, f, g = self.strike(self.activation(u_BD)).chunk(3, dim=-1)
-        f = torch.sigmoid(f + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
+        *struck, conv_BWC = self._strikes(x_BD[None], conv_BWC)
+        v, f, g = (part[0] for part in struck)
         real, imag = atoms_B2K.unbind(1)
         cos, sin = torch.cos(self.omega), torch.sin(self.omega)
         atoms_B2K = torch.stack(
             [f * (cos * real - sin * imag) + (1 - f) * v, f * (sin * real + cos * imag)], dim=1
         )
-        mixing_BM = (functional.silu(g)[:, None] * atoms_B2K).flatten(1)
-        return self.synthesis(mixing_BM), mixing_BM, (taps[:, 1:], atoms_B2K)
+        mixing_BM = (g[:, None] * atoms_B2K).flatten(1)
+        return self.synthesis(mixing_BM), mixing_BM, (conv_BWC, atoms_B2K)
 
     def naive(self, x_TD: Tensor) -> Tensor:
         """Return x̂ (T, D) of one sequence from its start, as the formula at the head of this file reads."""
-        width = len(self.conv.weight)
         z = torch.zeros(self.num_atoms, dtype=torch.complex128)
         turn = torch.exp(1j * self.omega.double())
+        atoms = self.amplitude.double() * torch.exp(1j * self.phase.double())
         out = []
-        for t in range(len(x_TD)):
-            u = self.conv.bias.double()
-            for tap in range(width):
-                if (source := t - width + 1 + tap) >= 0:
-                    u = u + self.conv.weight[tap].double() * x_TD[source]
-            v, f, g = (self.strike.weight.double() @ self.activation(u) + self.strike.bias.double()).chunk(3)
-            f = torch.sigmoid(f + self.damping.double()).clamp_min(math.exp(LOG_DECAY_FLOOR))
+        for v, f, g in self._naive_strikes(x_TD):
             z = f * turn * z + (1 - f) * v
-            c = functional.silu(g) * z
-            atoms = self.amplitude.double() * torch.exp(1j * self.phase.double())
+            c = g * z
             out.append((c[:, None] * atoms).real.sum(0))
         return torch.stack(out)
 

@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tale.txt").write_text(tiny.TEXT * 20, "utf-8")
     tiny.write(folder / "tiny.sdgm")
     corpus = prepare_corpus([folder / "train.txt"], cache=folder / "cache", vocab_size=280)
-    training = {"batch_size": 4, "max_steps": 10, "num_components": 3}
+    training = {"batch_size": 4, "max_steps": 150, "num_components": 3}
     train(load_config(preset="edge-nano", model=TINY, training=training), corpus, folder / "run")
     return folder
 

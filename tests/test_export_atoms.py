@@ -137,7 +137,7 @@ def test_a_bundle_of_few_atoms_is_smaller_and_passes_every_gate(monkeypatch, tmp
     assert bundles[0].config.state_size < bundles[1].config.state_size
     assert bundles[0].manifest.model_id != bundles[1].manifest.model_id
     assert [bundle.manifest.atoms.count for bundle in bundles] == [3, K]
-    assert [bundle.manifest.atoms.state for bundle in bundles] == [4, 4]
+    assert [bundle.manifest.atoms.state for bundle in bundles] == [10, 10]
     assert bundles[0].manifest.atoms.steps == {"fp32": 1, "int8": 1}  # q4: blocks of 16 hold more than all
     gen = Generator.load(few.path, providers="cpu")
     assert gen.generate("Once", max_new_tokens=4, prior_strength=0.2, seed=1).tokens

@@ -104,7 +104,7 @@ def test_inspect_tells_the_number_of_parameters_and_how_atoms_are_left_out(comma
     command("export", "runs/tale", "--out", tmp_path / "b")
     record = json.loads(command("inspect", tmp_path / "b", "--json").stdout)
     assert record["num_parameters"] == trained.model().num_parameters
-    assert record["atoms"] == {"count": 10, "state": 4, "steps": {"fp32": 1}}
+    assert record["atoms"] == {"count": 10, "state": 10, "steps": {"fp32": 1}}
     assert "atoms.steps" in command("inspect", tmp_path / "b").stdout
 
 

@@ -12,7 +12,7 @@ from sdgm_edge.models.ring import FEW
 from sdgm_edge.models.ringing import RingingAtoms
 from tolerances import FORMS
 
-from sdgm_edge.models import PRESETS, SDGM, ModelConfig, copy_log_probs, preset, ringing
+from sdgm_edge.models import PRESETS, RINGING, SDGM, ModelConfig, copy_log_probs, preset, ringing
 
 VOCABULARY = 60
 
@@ -30,7 +30,9 @@ def config(**changes):
 
 
 FAMILY = {
-    "ringing": config(),
+    "ringing": config(**RINGING),
+    "ringing, tokens convolved": config(),
+    "ringing, one strike": config(**RINGING, conv_width=1, glu_width=0),
     "ringing with a pointer": config(copy_window=7, copy_width=8),
     "ringing, conv of one token": config(conv_width=1, glu_width=0),
     "ringing, many atoms": config(num_atoms=FEW // 2 + 1),
@@ -141,14 +143,14 @@ def test_clocks_of_a_batch_may_differ():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [RingingAtoms, ClockAtoms])
+@pytest.mark.parametrize("settings", [config(), config(**RINGING), config(layer="clock")], ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 23, 40])
-def test_layer_agrees_with_its_formula(kind, steps):
+def test_layer_agrees_with_its_formula(settings, steps):
     torch.manual_seed(steps)
-    settings = config(layer="ringing" if kind is RingingAtoms else "clock")
+    kind = RingingAtoms if settings.layer == "ringing" else ClockAtoms
     layer = kind(settings)
     x = torch.randn(steps, settings.width)
-    conv = torch.zeros(1, settings.conv_width - 1, settings.width)
+    conv = torch.zeros(1, settings.conv_width - 1, settings.conv_channels)
     rest = torch.zeros(1, 2, settings.num_atoms) if kind is RingingAtoms else torch.zeros(1)
     rebuilt, _, _ = layer(x[:, None], conv, rest)
     torch.testing.assert_close(rebuilt[:, 0], layer.naive(x.double()).float(), atol=FORMS, rtol=FORMS)

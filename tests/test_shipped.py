@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdgm_edge.config import load_config
+from sdgm_edge.models import ModelConfig
 from sdgm_edge.runtime import Generator, pretrained, read_bundle, verify
 
 ROOT = Path(__file__).parent.parent
@@ -72,4 +73,4 @@ def test_its_card_is_of_this_model():
 
 def test_it_is_what_its_recipe_describes():
     described = load_config(Path("wikitext-2")).model
-    assert read_bundle(pretrained()).config.model == described.to_dict()
+    assert ModelConfig.from_dict(read_bundle(pretrained()).config.model) == described

@@ -10,31 +10,22 @@ from torch import Tensor
 
 from sdgm_edge.models import Mixer, ModelConfig
 
-from ..builder import floats, ints
-from ..layers import Trace, depthwise, scan, silu
-from ..ringing import DECAY_FLOOR
+from ..builder import ints
+from ..layers import Trace, scan
+from ..strikes import strikes
 from .mixer import Carried, Pieces, linear, piece
 
 
 def pieces(config: ModelConfig) -> Pieces:
     """Tail of the convolution, and the integrators."""
-    tail = {"conv": (1, config.conv_width - 1, config.width)} if config.conv_width > 1 else {}
+    tail = {"conv": (1, config.conv_width - 1, config.conv_channels)} if config.conv_width > 1 else {}
     return {**tail, "levels": (1, config.num_atoms)}
 
 
 def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
-    """h_t = f_t h_{t−1} + (1 − f_t) v_t, then y = W_o (silu(g) · h)."""
+    """h_t = f_t h_{t−1} + (1 − f_t) v_t, then y = W_o (g · h)."""
     g, K, weights = t.g, t.config.num_atoms, f"blocks.{layer}.mixer"
-    with g.at("encoder"):
-        u = silu(g, depthwise(t, f"{weights}.conv", x, piece(layer, "conv")))
-    with g.at("strike"):
-        bias = t.weights[f"{weights}.strike.bias"].copy()
-        bias[K : 2 * K] += t.weights[f"{weights}.damping"]
-        struck = t.matrix(f"{weights}.strike.weight").product(u, bias)
-        v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
-    with g.at("damping"):
-        f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
-        b = g.op("Mul", g.op("Sub", floats(1), f), v)
+    b, f, gate = strikes(t, weights, x, piece(layer, "conv"))
     with g.at("recurrence"):
         levels = piece(layer, "levels")
         before, step, walk = t.state[levels], g.branch(), g.branch()
@@ -46,7 +37,7 @@ def mix(t: Trace, layer: int, x: ir.Value) -> ir.Value:
         faded = g.op("If", t.single_step, then_branch=step.graph("step"), else_branch=walk.graph("walk"))
         h = g.op("Add", faded, b)
         t.state[levels] = g.op("Gather", h, ints(-1)[0], axis=1)
-    return linear(t, f"{weights}.output", g.op("Mul", silu(g, gate), h))
+    return linear(t, f"{weights}.output", g.op("Mul", gate, h))
 
 
 def carried(mixer: Mixer, state: tuple[Tensor, ...], inputs_TD: Tensor, position: int) -> Carried:

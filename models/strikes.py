@@ -1,0 +1,75 @@
+"""What every token says to the atoms of a ringing layer: how hard it strikes, for how long, who listens.
+
+    v_t, f_t, g_t = W x_t + b                           strike, ring, listen (K each)
+    v_t = act(conv(v_t))                                causal, depthwise
+    f_t = max(sigmoid(f_t + λ), e^−5)                   damping, gated by the token
+    g_t = sigmoid(g_t)  or  silu(g_t)
+
+With `conv_on = "tokens"` the convolution comes first: act(conv(x_t)) stands in the place of x_t, and v_t as
+it is. An encoder that mixes before it has told features apart blurs the token at hand, and learns slowly.
+
+Shapes: T time, B batch, D width, K atoms, W width of the convolution, C what it mixes: D or K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .layers import CausalConv, activation
+from .scan import LOG_DECAY_FLOOR
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+
+LAMBDA_SPREAD = 5.0
+"""From the λ of the atom that fades first to that of the last."""
+
+
+class Striking(nn.Module):
+    """A layer whose tokens strike. It has a `damping` λ besides what `_add_strikes` gives it."""
+
+    damping: nn.Parameter
+
+    def _add_strikes(self, config: ModelConfig) -> None:
+        self.conv = CausalConv(config.conv_channels, config.conv_width)
+        self.strike = nn.Linear(config.width, 3 * config.num_atoms)
+        self.activation = activation(config.activation)
+        self.strikes_first = config.conv_on == "strikes"
+        self.listen = activation(config.listen)
+
+    def _strikes(self, x_TBD: Tensor, tail_BWC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return v, f and g in float32, (T, B, K) each, and the tail to carry on with."""
+        if self.strikes_first:
+            v, f, g = self.strike(x_TBD).chunk(3, dim=-1)
+            v, tail_BWC = self.conv(v, tail_BWC)
+            v = self.activation(v)
+        else:
+            u, tail_BWC = self.conv(x_TBD, tail_BWC)
+            v, f, g = self.strike(self.activation(u)).chunk(3, dim=-1)
+        f = torch.sigmoid(f.float() + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
+        return v.float(), f, self.listen(g.float()), tail_BWC
+
+    def _naive_strikes(self, x_TD: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield v, f and g, (K,) each, of every token, as the formula at the head of this file reads."""
+        weight, bias = self.strike.weight.double(), self.strike.bias.double()
+        struck_TC = x_TD @ weight.T + bias if self.strikes_first else x_TD
+        K = len(weight) // 3
+        for t in range(len(x_TD)):
+            u = self.conv.bias.double()
+            for tap, weight_C in enumerate(self.conv.weight.double()):
+                if (source := t - len(self.conv.weight) + 1 + tap) >= 0:
+                    u = u + weight_C * struck_TC[source, : len(weight_C)]
+            u = self.activation(u)
+            v, f, g = (u, *struck_TC[t, K:].chunk(2)) if self.strikes_first else (weight @ u + bias).chunk(3)
+            f = torch.sigmoid(f + self.damping.double()).clamp_min(math.exp(LOG_DECAY_FLOOR))
+            yield v, f, self.listen(g)
+
+
+def new_damping(config: ModelConfig) -> nn.Parameter:
+    """Return λ of every atom as training begins, (K,), from short to long."""
+    return nn.Parameter(torch.linspace(config.quickest, config.quickest + LAMBDA_SPREAD, config.num_atoms))
