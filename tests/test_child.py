@@ -31,7 +31,11 @@ def test_no_signal_leaves_it_behind(tmp_path, number):
     pid = tmp_path / "pid"
     inner = f"import os, time; open({str(pid)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(600)"
     run = "from sdgm_edge import child; child.run(['-c', {!r}], stdout=-1)"
-    outer = subprocess.Popen([sys.executable, "-c", run.format(run.format(inner))], stderr=subprocess.PIPE)
+    outer = subprocess.Popen(
+        [sys.executable, "-c", run.format(run.format(inner))],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
+    )
     while not pid.exists() or not pid.read_text().endswith(" "):
         time.sleep(0.02)
         assert outer.poll() is None, outer.stderr.read().decode()
