@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +18,9 @@ class Group:
 
     rank: int = 0
     world: int = 1
+    _sent: deque[Sequence[Tensor]] = field(default_factory=lambda: deque(maxlen=2), compare=False, repr=False)
+    """What was exchanged last. A thread of gloo that is the last to let go of a tensor needs the interpreter
+    for it, and aborts the process where that is ending."""
 
     @property
     def leads(self) -> bool:
@@ -28,12 +32,14 @@ class Group:
         if self.world == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.world)]
-        distributed.all_gather(parts, rows.contiguous())
+        self._sent.append([rows := rows.contiguous(), *parts])
+        distributed.all_gather(parts, rows)
         return torch.cat(parts)
 
     def share(self, tensor: Tensor) -> Tensor:
         """Give every process the leader's tensor, in place."""
         if self.world > 1:
+            self._sent.append([tensor])
             distributed.broadcast(tensor, src=0)
         return tensor
 
@@ -41,7 +47,7 @@ class Group:
         """Return the mean over all processes."""
         value = value.detach().clone()
         if self.world > 1:
-            distributed.all_reduce(value, op=distributed.ReduceOp.SUM)
+            self._add_up(value)
         return float(value) / self.world
 
     def average_gradients(self, module: nn.Module) -> None:
@@ -55,7 +61,7 @@ class Group:
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat, op=distributed.ReduceOp.SUM)
+        self._add_up(flat)
         flat /= self.world
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -65,8 +71,12 @@ class Group:
         if self.world == 1:
             return flag
         seen = torch.tensor(float(flag), device=device)
-        distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
+        self._add_up(seen)
         return bool(seen)
+
+    def _add_up(self, tensor: Tensor) -> None:
+        self._sent.append([tensor])
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
 
 
 @contextmanager
