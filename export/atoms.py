@@ -80,12 +80,8 @@ def with_atoms(model: SDGM, kept: list[Tensor]) -> SDGM:
         for weight in ("strike.weight", "strike.bias"):
             weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][thirds]
         weights[f"{name}.synthesis.weight"] = weights[f"{name}.synthesis.weight"][:, halves]
-        of_each = [
-            "omega",
-            "damping",
-            *(["conv.weight", "conv.bias"] if fewer.config.conv_on == "strikes" else []),
-        ]
-        for weight in of_each:  # atoms come last
+        struck = ("conv.weight", "conv.bias") if fewer.config.conv_on == "strikes" else ()
+        for weight in ("omega", "damping", *struck):  # atoms come last
             weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][..., atoms]
     fewer.load_state_dict(weights)
     return fewer.eval()

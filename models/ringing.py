@@ -42,7 +42,7 @@ class RingingAtoms(Striking):
         omega[:turning] = torch.logspace(math.log10(OMEGA_RANGE[0]), math.log10(OMEGA_RANGE[1]), turning)
         self.omega = nn.Parameter(omega)
         # Damping has an order of its own, so that there are short and long atoms at every pitch.
-        self.damping = nn.Parameter(new_damping(config).data[torch.arange(K) * _coprime(K) % K])
+        self.damping = nn.Parameter(new_damping(config)[torch.arange(K) * _coprime(K) % K])
 
     @property
     def amplitude(self) -> Tensor:

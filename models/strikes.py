@@ -70,6 +70,6 @@ class Striking(nn.Module):
             yield v, f, self.listen(g)
 
 
-def new_damping(config: ModelConfig) -> nn.Parameter:
+def new_damping(config: ModelConfig) -> Tensor:
     """Return λ of every atom as training begins, (K,), from short to long."""
-    return nn.Parameter(torch.linspace(config.quickest, config.quickest + LAMBDA_SPREAD, config.num_atoms))
+    return torch.linspace(config.quickest, config.quickest + LAMBDA_SPREAD, config.num_atoms)

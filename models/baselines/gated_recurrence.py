@@ -28,7 +28,7 @@ class GatedRecurrence(Mixer, Striking):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self._add_strikes(config)
-        self.damping = new_damping(config)
+        self.damping = nn.Parameter(new_damping(config))
         self.output = nn.Linear(config.num_atoms, config.width, bias=False)
 
     @staticmethod
