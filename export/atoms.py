@@ -80,8 +80,7 @@ def with_atoms(model: SDGM, kept: list[Tensor]) -> SDGM:
         for weight in ("strike.weight", "strike.bias"):
             weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][thirds]
         weights[f"{name}.synthesis.weight"] = weights[f"{name}.synthesis.weight"][:, halves]
-        struck = ("conv.weight", "conv.bias") if fewer.config.conv_on == "strikes" else ()
-        for weight in ("omega", "damping", *struck):  # atoms come last
+        for weight in ("omega", "damping", "conv.weight", "conv.bias"):  # atoms come last
             weights[f"{name}.{weight}"] = weights[f"{name}.{weight}"][..., atoms]
     fewer.load_state_dict(weights)
     return fewer.eval()

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from sdgm_edge.models import RINGING, ModelConfig
+from sdgm_edge.models import ModelConfig
 from sdgm_edge.runtime import Engine, measure_memory, pinned, time_graph
 
 from .screening import LEAST_WEIGHTS, is_large
@@ -42,7 +42,7 @@ def shape(depth: int, width: int, vocab_size: int) -> ModelConfig:
     """Return the model of a depth and a width, in the proportions of the presets."""
     atoms = min(width, max(256, width // 2))
     return ModelConfig(
-        vocab_size=vocab_size, num_layers=depth, width=width, num_atoms=atoms, glu_width=2 * width, **RINGING
+        vocab_size=vocab_size, num_layers=depth, width=width, num_atoms=atoms, glu_width=2 * width
     )
 
 

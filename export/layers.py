@@ -89,8 +89,6 @@ def activate(g: Builder, name: str, x: ir.Value) -> ir.Value:
         return x
     if name == "silu":
         return silu(g, x)
-    if name == "sigmoid":
-        return g.op("Sigmoid", x)
     if name == "gelu":
         return g.op("Gelu", x, approximate="tanh")
     return g.op({"softmax": "Softmax", "tanh": "Tanh"}[name], x)

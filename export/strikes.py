@@ -20,24 +20,18 @@ def strikes(t: Trace, weights: str, x: ir.Value, piece: str) -> tuple[ir.Value, 
 
     `weights` is the layer's place in the model, `piece` that of its convolution in the state.
     """
-    g, K, late = t.g, t.config.num_atoms, t.config.conv_on == "strikes"
-
-    def encoded(value: ir.Value) -> ir.Value:
-        with g.at("encoder"):
-            mixed = depthwise(t, f"{weights}.conv", value, piece, of_atoms=late)
-            return activate(g, t.config.activation, mixed)
-
-    x = x if late else encoded(x)
+    g, K = t.g, t.config.num_atoms
     with g.at("strike"):
         bias = t.weights[f"{weights}.strike.bias"].copy()
         bias[K : 2 * K] += t.weights[f"{weights}.damping"]
         named = g.constant(bias, path(f"{weights}.strike.bias"), atoms=(0, 3, 1))
         struck = t.matrix(f"{weights}.strike.weight", atoms=(0, 3)).product(x, named)
         v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
-    v = encoded(v) if late else v
+    with g.at("encoder"):
+        v = activate(g, t.config.activation, depthwise(t, f"{weights}.conv", v, piece, of_atoms=True))
     with g.at("damping"):
         f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
         b = g.op("Mul", g.op("Sub", floats(1), f), v)
     with g.at("listen"):
-        gate = activate(g, t.config.listen, gate)
+        gate = g.op("Sigmoid", gate)
     return b, f, gate

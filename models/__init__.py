@@ -4,7 +4,7 @@ from .baselines import MIXERS, Mixer
 from .baselines.attention import num_heads
 from .baselines.linformer import block_sizes
 from .compiling import uncompiled
-from .config import PRESETS, RINGING, ModelConfig, preset
+from .config import PRESETS, ModelConfig, preset
 from .factory import GPT2_SMALL, SIZE_TOLERANCE, build_model, count_parameters, scaled, sized, usual_depth
 from .language_model import Features, LanguageModel, Output
 from .pointer import copy_log_probs
@@ -15,7 +15,6 @@ __all__ = [
     "GPT2_SMALL",
     "MIXERS",
     "PRESETS",
-    "RINGING",
     "SDGM",
     "SIZE_TOLERANCE",
     "Features",

@@ -11,8 +11,6 @@ from .baselines import MIXERS
 SPECTRAL = ("ringing", "clock")
 LAYERS = (*SPECTRAL, *MIXERS)
 ACTIVATIONS = ("softmax", "tanh", "gelu", "silu", "identity")
-CONVOLVED = ("tokens", "strikes")
-GATES = ("silu", "sigmoid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +31,9 @@ class ModelConfig:
     """Part of the ringing atoms that begin with a frequency; the rest only fade."""
     conv_width: int = 4
     """Tokens that the causal convolution of the mixing encoder sees, the current one included."""
-    conv_on: str = "tokens"
-    """What the convolution of a ringing layer mixes: `tokens`, before they strike, or the `strikes`."""
-    activation: str = "silu"
+    activation: str = "identity"
     """Activation of the mixing encoder, after its convolution."""
-    listen: str = "silu"
-    """Activation of the gate through which ringing atoms are heard: `silu` or `sigmoid`."""
-    quickest: float = 1.0
+    quickest: float = -3.0
     """λ of the ringing atom that fades first as training begins; that of the last is larger by 5."""
     window: int = 128
     """Period of the clock, and the length of a training window [L]."""
@@ -59,8 +53,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _choice("layer", self.layer, LAYERS)
         _choice("activation", self.activation, ACTIVATIONS)
-        _choice("conv_on", self.conv_on, CONVOLVED)
-        _choice("listen", self.listen, GATES)
         for name in ("vocab_size", "num_layers", "width", "num_atoms", "conv_width", "window", "copy_width"):
             _integer(name, getattr(self, name), 1)
         for name in ("glu_width", "copy_window"):
@@ -97,8 +89,8 @@ class ModelConfig:
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution: what a token is, or what it strikes."""
-        return self.num_atoms if self.conv_on == "strikes" and self.layer != "clock" else self.width
+        """Channels of the convolution: what a token strikes; for a clock, what it is."""
+        return self.width if self.layer == "clock" else self.num_atoms
 
     @property
     def mixing_size(self) -> int:
@@ -130,8 +122,7 @@ class ModelConfig:
         """How many numbers of each atom the pieces of the state hold that ringing atoms make longer."""
         if self.layer != "ringing":
             return {}
-        tail = self.conv_width - 1 if self.conv_on == "strikes" else 0
-        held = {"conv": tail, "atoms": 2}
+        held = {"conv": self.conv_width - 1, "atoms": 2}
         return {f"layers.{i}.{name}": n for i in range(self.num_layers) for name, n in held.items() if n}
 
     @property
@@ -167,14 +158,6 @@ def _integer(name: str, value: object, least: int) -> None:
         raise ValueError(f"model.{name} must be a whole number of at least {least}, got {value!r}")
 
 
-RINGING: dict[str, Any] = {
-    "conv_on": "strikes",
-    "activation": "identity",
-    "listen": "sigmoid",
-    "quickest": -3.0,
-}
-"""How ringing atoms are struck and heard where nothing else is said (benchmarks/results/quality.md)."""
-
 PRESETS: dict[str, ModelConfig] = {
     # The paper's single layer: no residual stream, a pointer that sees one window.
     "paper": ModelConfig(
@@ -186,15 +169,9 @@ PRESETS: dict[str, ModelConfig] = {
         residual=False,
         copy_window=128,
     ),
-    "edge-nano": ModelConfig(
-        vocab_size=4096, num_layers=3, width=128, num_atoms=128, glu_width=256, **RINGING
-    ),
-    "edge-micro": ModelConfig(
-        vocab_size=4096, num_layers=4, width=256, num_atoms=256, glu_width=512, **RINGING
-    ),
-    "edge-small": ModelConfig(
-        vocab_size=4096, num_layers=4, width=512, num_atoms=256, glu_width=1024, **RINGING
-    ),
+    "edge-nano": ModelConfig(vocab_size=4096, num_layers=3, width=128, num_atoms=128, glu_width=256),
+    "edge-micro": ModelConfig(vocab_size=4096, num_layers=4, width=256, num_atoms=256, glu_width=512),
+    "edge-small": ModelConfig(vocab_size=4096, num_layers=4, width=512, num_atoms=256, glu_width=1024),
 }
 
 

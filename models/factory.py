@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .config import RINGING, ModelConfig
+from .config import ModelConfig
 from .language_model import LanguageModel
 from .sdgm import SDGM
 from .shell import MixerModel
@@ -19,8 +19,6 @@ GPT2_SMALL = ModelConfig(
 """The shape of GPT-2 small: 124 M parameters, and a bias of the logits."""
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "ringing": RINGING,
-    "gated-recurrence": RINGING,
     "gpt2": {"glu_width": 256},  # four times the width, as in the original
     "lstm": {"num_layers": 2, "glu_width": 0},  # no unit: its gates are one
     "nplm": {"conv_width": 8},

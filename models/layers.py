@@ -67,6 +67,5 @@ def activation(name: str) -> nn.Module:
         "tanh": nn.Tanh(),
         "gelu": nn.GELU(approximate="tanh"),
         "silu": nn.SiLU(),
-        "sigmoid": nn.Sigmoid(),
         "identity": nn.Identity(),
     }[name]

@@ -56,21 +56,21 @@ class RingingAtoms(Striking):
         return torch.atan2(-minus_sine, cosine)
 
     def forward(
-        self, x_TBD: Tensor, conv_BWC: Tensor, atoms_B2K: Tensor
+        self, x_TBD: Tensor, conv_BWK: Tensor, atoms_B2K: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return x̂ (T, B, D), the mixing vectors (T, B, 2K) and the new state, for a whole window."""
-        v_TBK, f_TBK, g_TBK, conv_BWC = self._strikes(x_TBD, conv_BWC)
+        v_TBK, f_TBK, g_TBK, conv_BWK = self._strikes(x_TBD, conv_BWK)
         few = x_TBD.shape[1] * self.num_atoms <= FEW
         ring = ring_chunks if x_TBD.is_cuda or few else ring_steps
         z_TB2K = ring(v_TBK, f_TBK, self.omega, atoms_B2K)
         mixing_TBM = (g_TBK[:, :, None] * z_TB2K).flatten(2)
-        return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWC, z_TB2K[-1])
+        return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWK, z_TB2K[-1])
 
     def step(
-        self, x_BD: Tensor, conv_BWC: Tensor, atoms_B2K: Tensor
+        self, x_BD: Tensor, conv_BWK: Tensor, atoms_B2K: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return x̂ (B, D), the mixing vector (B, 2K) and the new state, for one token."""
-        *struck, conv_BWC = self._strikes(x_BD[None], conv_BWC)
+        *struck, conv_BWK = self._strikes(x_BD[None], conv_BWK)
         v, f, g = (part[0] for part in struck)
         real, imag = atoms_B2K.unbind(1)
         cos, sin = torch.cos(self.omega), torch.sin(self.omega)
@@ -78,7 +78,7 @@ class RingingAtoms(Striking):
             [f * (cos * real - sin * imag) + (1 - f) * v, f * (sin * real + cos * imag)], dim=1
         )
         mixing_BM = (g[:, None] * atoms_B2K).flatten(1)
-        return self.synthesis(mixing_BM), mixing_BM, (conv_BWC, atoms_B2K)
+        return self.synthesis(mixing_BM), mixing_BM, (conv_BWK, atoms_B2K)
 
     def naive(self, x_TD: Tensor) -> Tensor:
         """Return x̂ (T, D) of one sequence from its start, as the formula at the head of this file reads."""

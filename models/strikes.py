@@ -3,12 +3,12 @@
     v_t, f_t, g_t = W x_t + b                           strike, ring, listen (K each)
     v_t = act(conv(v_t))                                causal, depthwise
     f_t = max(sigmoid(f_t + λ), e^−5)                   damping, gated by the token
-    g_t = sigmoid(g_t)  or  silu(g_t)
+    g_t = sigmoid(g_t)
 
-With `conv_on = "tokens"` the convolution comes first: act(conv(x_t)) stands in the place of x_t, and v_t as
-it is. An encoder that mixes before it has told features apart blurs the token at hand, and learns slowly.
+The convolution mixes strikes and not tokens: an encoder that mixes before it has told features apart blurs
+the token at hand, and learns slowly.
 
-Shapes: T time, B batch, D width, K atoms, W width of the convolution, C what it mixes: D or K.
+Shapes: T time, B batch, D width, K atoms, W width of the convolution.
 """
 
 from __future__ import annotations
@@ -36,38 +36,28 @@ class Striking(nn.Module):
     damping: nn.Parameter
 
     def _add_strikes(self, config: ModelConfig) -> None:
-        self.conv = CausalConv(config.conv_channels, config.conv_width)
+        self.conv = CausalConv(config.num_atoms, config.conv_width)
         self.strike = nn.Linear(config.width, 3 * config.num_atoms)
         self.activation = activation(config.activation)
-        self.strikes_first = config.conv_on == "strikes"
-        self.listen = activation(config.listen)
 
-    def _strikes(self, x_TBD: Tensor, tail_BWC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _strikes(self, x_TBD: Tensor, tail_BWK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return v, f and g in float32, (T, B, K) each, and the tail to carry on with."""
-        if self.strikes_first:
-            v, f, g = self.strike(x_TBD).chunk(3, dim=-1)
-            v, tail_BWC = self.conv(v, tail_BWC)
-            v = self.activation(v)
-        else:
-            u, tail_BWC = self.conv(x_TBD, tail_BWC)
-            v, f, g = self.strike(self.activation(u)).chunk(3, dim=-1)
+        v, f, g = self.strike(x_TBD).chunk(3, dim=-1)
+        v, tail_BWK = self.conv(v, tail_BWK)
         f = torch.sigmoid(f.float() + self.damping).clamp_min(math.exp(LOG_DECAY_FLOOR))
-        return v.float(), f, self.listen(g.float()), tail_BWC
+        return self.activation(v).float(), f, torch.sigmoid(g.float()), tail_BWK
 
     def _naive_strikes(self, x_TD: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield v, f and g, (K,) each, of every token, as the formula at the head of this file reads."""
         weight, bias = self.strike.weight.double(), self.strike.bias.double()
-        struck_TC = x_TD @ weight.T + bias if self.strikes_first else x_TD
-        K = len(weight) // 3
+        struck_TK, f_TK, g_TK = (x_TD @ weight.T + bias).chunk(3, dim=-1)
         for t in range(len(x_TD)):
-            u = self.conv.bias.double()
-            for tap, weight_C in enumerate(self.conv.weight.double()):
+            v = self.conv.bias.double()
+            for tap, weight_K in enumerate(self.conv.weight.double()):
                 if (source := t - len(self.conv.weight) + 1 + tap) >= 0:
-                    u = u + weight_C * struck_TC[source, : len(weight_C)]
-            u = self.activation(u)
-            v, f, g = (u, *struck_TC[t, K:].chunk(2)) if self.strikes_first else (weight @ u + bias).chunk(3)
-            f = torch.sigmoid(f + self.damping.double()).clamp_min(math.exp(LOG_DECAY_FLOOR))
-            yield v, f, self.listen(g)
+                    v = v + weight_K * struck_TK[source]
+            f = torch.sigmoid(f_TK[t] + self.damping.double()).clamp_min(math.exp(LOG_DECAY_FLOOR))
+            yield self.activation(v), f, torch.sigmoid(g_TK[t])
 
 
 def new_damping(config: ModelConfig) -> Tensor:

@@ -52,7 +52,7 @@ def gen(request, bundle):
 
 @pytest.fixture(scope="module")
 def exact(bundle):
-    return Generator(bundle, "fp32", engine("fp32", "ringing, tokens convolved"))  # it says various things
+    return Generator(bundle, "fp32", engine("fp32", "ringing with pointer"))  # it says various things
 
 
 # The text

@@ -12,7 +12,7 @@ from sdgm_edge.models.ring import FEW
 from sdgm_edge.models.ringing import RingingAtoms
 from tolerances import FORMS
 
-from sdgm_edge.models import PRESETS, RINGING, SDGM, ModelConfig, copy_log_probs, preset, ringing
+from sdgm_edge.models import PRESETS, SDGM, ModelConfig, copy_log_probs, preset, ringing
 
 VOCABULARY = 60
 
@@ -30,9 +30,7 @@ def config(**changes):
 
 
 FAMILY = {
-    "ringing": config(**RINGING),
-    "ringing, tokens convolved": config(),
-    "ringing, one strike": config(**RINGING, conv_width=1, glu_width=0),
+    "ringing": config(),
     "ringing with a pointer": config(copy_window=7, copy_width=8),
     "ringing, conv of one token": config(conv_width=1, glu_width=0),
     "ringing, many atoms": config(num_atoms=FEW // 2 + 1),
@@ -143,7 +141,7 @@ def test_clocks_of_a_batch_may_differ():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [config(), config(**RINGING), config(layer="clock")], ids=str)
+@pytest.mark.parametrize("settings", [config(), config(layer="clock")], ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 23, 40])
 def test_layer_agrees_with_its_formula(settings, steps):
     torch.manual_seed(steps)

@@ -8,15 +8,13 @@ import numpy as np
 import tiny
 import torch
 
-from sdgm_edge.models import RINGING, SDGM, ModelConfig
+from sdgm_edge.models import SDGM, ModelConfig
 from sdgm_edge.run import Run
 
 VOCAB = tiny.VOCAB
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "ringing": {"num_layers": 2, "width": 24, "num_atoms": 10, "glu_width": 20, **RINGING},
-    "ringing, tokens convolved": {"num_layers": 2, "width": 24, "num_atoms": 10, "glu_width": 20},
-    "ringing, one strike": {"width": 16, "num_atoms": 5, **RINGING, "conv_width": 1, "listen": "silu"},
+    "ringing": {"num_layers": 2, "width": 24, "num_atoms": 10, "glu_width": 20},
     "ringing with pointer": {"width": 16, "num_atoms": 5, "copy_window": 7, "copy_width": 6},
     "ringing, one tap": {"width": 17, "num_atoms": 3, "conv_width": 1, "activation": "gelu"},
     "ringing, bare": {"width": 16, "num_atoms": 4, "residual": False, "activation": "identity"},
