@@ -95,6 +95,16 @@ def test_step_is_the_window_token_by_token(model, steps):
     torch.testing.assert_close(state, whole.state_BS, atol=FORMS, rtol=FORMS)
 
 
+@torch.no_grad()
+def test_a_new_convolution_changes_nothing():
+    whole = SDGM(config(conv_width=4))
+    bare = SDGM(config(conv_width=1))
+    weights = whole.state_dict()
+    bare.load_state_dict({n: w[-1:] if n.endswith("conv.weight") else w for n, w in weights.items()})
+    ids = tokens(2, 12)
+    assert torch.equal(whole(ids).logits_BTV, bare(ids).logits_BTV)
+
+
 def test_few_sequences_are_read_in_chunks_and_many_step_by_step(monkeypatch):
     forms = []
     for name in ("ring_steps", "ring_chunks"):
