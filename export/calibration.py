@@ -2,7 +2,7 @@
 
 Models of a kind have one vocabulary and one variant, and differ in depth and width. Of untrained ones:
 
-    seconds of a token   of four layers, narrow ones and a quarter, half and all of the largest width, for a
+    seconds of a token   of two layers, narrow ones and a quarter, half and all of the largest width, for a
                          line through points over the bytes that are read, another one for those whose head is
                          screened; and of two more depths, for what a layer costs beside its bytes
     memory               fresh processes run the smallest and the largest
@@ -28,8 +28,8 @@ from .screening import LEAST_WEIGHTS, is_large
 from .sizing import GraphSize, graph_size, untrained_bundle, untrained_graph
 from .variants import Variant, bundle_config
 
-DEPTH = 4
-NARROW, SHALLOW, DEEP = 64, 2, 6
+DEPTH = 2
+NARROW, SHALLOW, DEEP = 64, 1, 4
 STEP = 32
 """Widths are multiples of it."""
 TOKENS, ROUNDS = 64, 3
@@ -40,10 +40,8 @@ Point = tuple[int, float]
 
 def shape(depth: int, width: int, vocab_size: int) -> ModelConfig:
     """Return the model of a depth and a width, in the proportions of the presets."""
-    atoms = min(width, max(256, width // 2))
-    return ModelConfig(
-        vocab_size=vocab_size, num_layers=depth, width=width, num_atoms=atoms, glu_width=2 * width
-    )
+    atoms = STEP * round(5 * width / (3 * STEP))
+    return ModelConfig(vocab_size=vocab_size, num_layers=depth, width=width, num_atoms=atoms)
 
 
 @dataclass(frozen=True, slots=True)

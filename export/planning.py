@@ -2,8 +2,8 @@
 
 Sizes and numbers of parameters are those of the model, and of its graph as the exporter lays it out. Speed
 and memory are told from models that are measured on this machine (`calibration`). All of them grow with depth
-and width, so the widest model of a depth that keeps every wish is found by halving. Of the depths, the one is
-proposed that models of such a size usually have, unless another leaves room for notably more parameters.
+and width, so the widest model of a depth that keeps every wish is found by halving. Of the depths, that of
+the preset nearest in size is proposed, unless another leaves room for notably more parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from sdgm_edge.models import PRESETS, ModelConfig, usual_depth
+from sdgm_edge.models import PRESETS, ModelConfig
 from sdgm_edge.runtime import ParameterError, machine
 
 from .calibration import DEPTH, STEP, Calibration, calibrate, shape
@@ -24,14 +24,14 @@ from .sizing import graph_size, num_parameters, small_files, stand_in_tokenizer
 from .variants import variant_of
 
 BITS = (8, 4)
-DEPTHS = (2, 3, 4, 6, 8, 12)
+DEPTHS = (1, 2, 3, 4, 6, 8)
 MOST_WIDTH = 4096
 SMALLEST_VOCABULARY = 512
 """That is thought of as an alternative."""
 MEASURED = 48_000_000
 """Bytes of the largest graph that is measured; what a larger one costs is told from it."""
 NEAR = 0.9
-"""A model of the usual depth is proposed where it has so much of the parameters of the largest."""
+"""A model of a preset's depth is proposed where it has so much of the parameters of the largest."""
 UNTRAINED = 12_000
 """About the bytes of what an untrained bundle lacks: its card, its golden tokens, its figures."""
 EDGE = tuple(name for name, config in PRESETS.items() if config.layer == "ringing")
@@ -217,8 +217,7 @@ def bundle_size(config: ModelConfig, bits: int) -> int:
 def plan_toml(candidate: Candidate) -> str:
     """Return a config file for training: a preset, and where the model differs from it."""
     config = candidate.config
-    near = min(EDGE, key=lambda name: abs(math.log(num_parameters(PRESETS[name]) / candidate.num_parameters)))
-    preset = candidate.preset or near
+    preset = candidate.preset or _nearest_preset(candidate)
     changed = {
         name: value
         for name, value in config.to_dict().items()
@@ -236,10 +235,15 @@ def _widest(serves: Callable[[int], bool], most: int = MOST_WIDTH) -> int:
 
 
 def _usual(found: list[Candidate]) -> Candidate:
-    """Return, of those that are nearly the largest, the one that is as deep as such models usually are."""
+    """Return, of those that are nearly the largest, the one that is as deep as the preset nearest in size."""
     most = max(candidate.num_parameters for candidate in found)
     large = [candidate for candidate in found if candidate.num_parameters >= NEAR * most]
-    return min(large, key=lambda c: abs(c.config.num_layers - usual_depth(c.num_parameters)))
+    return min(large, key=lambda c: abs(c.config.num_layers - PRESETS[_nearest_preset(c)].num_layers))
+
+
+def _nearest_preset(candidate: Candidate) -> str:
+    """Return the preset whose number of parameters is nearest, as a ratio."""
+    return min(EDGE, key=lambda name: abs(math.log(num_parameters(PRESETS[name]) / candidate.num_parameters)))
 
 
 def _too_large(size: float, wishes: Wishes) -> str:

@@ -9,10 +9,10 @@ import math
 
 import onnx_ir as ir
 
+from sdgm_edge.models import LOG_DECAY_FLOOR
+
 from .builder import floats
 from .layers import Trace, activate, depthwise, path
-
-DECAY_FLOOR = math.exp(-5)
 
 
 def strikes(t: Trace, weights: str, x: ir.Value, piece: str) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -30,7 +30,7 @@ def strikes(t: Trace, weights: str, x: ir.Value, piece: str) -> tuple[ir.Value, 
     with g.at("encoder"):
         v = activate(g, t.config.activation, depthwise(t, f"{weights}.conv", v, piece, of_atoms=True))
     with g.at("damping"):
-        f = g.op("Max", g.op("Sigmoid", f), floats(DECAY_FLOOR))
+        f = g.op("Max", g.op("Sigmoid", f), floats(math.exp(LOG_DECAY_FLOOR)))
         b = g.op("Mul", g.op("Sub", floats(1), f), v)
     with g.at("listen"):
         gate = g.op("Sigmoid", gate)

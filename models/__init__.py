@@ -5,14 +5,16 @@ from .baselines.attention import num_heads
 from .baselines.linformer import block_sizes
 from .compiling import uncompiled
 from .config import PRESETS, ModelConfig, preset
-from .factory import GPT2_SMALL, SIZE_TOLERANCE, build_model, count_parameters, scaled, sized, usual_depth
+from .factory import GPT2_SMALL, SIZE_TOLERANCE, build_model, count_parameters, scaled, sized
 from .language_model import Features, LanguageModel, Output
 from .pointer import copy_log_probs
+from .scan import LOG_DECAY_FLOOR
 from .sdgm import SDGM
 from .shell import MixerModel
 
 __all__ = [
     "GPT2_SMALL",
+    "LOG_DECAY_FLOOR",
     "MIXERS",
     "PRESETS",
     "SDGM",
@@ -32,5 +34,4 @@ __all__ = [
     "scaled",
     "sized",
     "uncompiled",
-    "usual_depth",
 ]

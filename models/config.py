@@ -169,9 +169,10 @@ PRESETS: dict[str, ModelConfig] = {
         residual=False,
         copy_window=128,
     ),
-    "edge-nano": ModelConfig(vocab_size=4096, num_layers=3, width=128, num_atoms=128, glu_width=256),
-    "edge-micro": ModelConfig(vocab_size=4096, num_layers=4, width=256, num_atoms=256, glu_width=512),
-    "edge-small": ModelConfig(vocab_size=4096, num_layers=4, width=512, num_atoms=256, glu_width=1024),
+    # Few wide layers without units, five atoms for three features: see benchmarks/results/quality.md.
+    "edge-nano": ModelConfig(vocab_size=4096, num_layers=2, width=160, num_atoms=256),
+    "edge-micro": ModelConfig(vocab_size=4096, num_layers=2, width=384, num_atoms=640),
+    "edge-small": ModelConfig(vocab_size=4096, num_layers=3, width=576, num_atoms=960),
 }
 
 

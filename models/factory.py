@@ -19,6 +19,8 @@ GPT2_SMALL = ModelConfig(
 """The shape of GPT-2 small: 124 M parameters, and a bias of the logits."""
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "ringing": {"num_layers": 2, "num_atoms": 107, "glu_width": 0},  # five atoms for three features
+    "gated-recurrence": {"num_layers": 2, "num_atoms": 128, "glu_width": 0},
     "gpt2": {"glu_width": 256},  # four times the width, as in the original
     "lstm": {"num_layers": 2, "glu_width": 0},  # no unit: its gates are one
     "nplm": {"conv_width": 8},
@@ -41,7 +43,7 @@ def count_parameters(config: ModelConfig) -> int:
         return build_model(config).num_parameters
 
 
-def usual_depth(num_parameters: int) -> int:
+def _usual_depth(num_parameters: int) -> int:
     """Return how many layers a model of so many parameters is given."""
     return next((depth for depth, most in ((3, 2e6), (4, 2e7), (8, 8e7)) if num_parameters < most), 12)
 
@@ -52,7 +54,7 @@ def sized(layer: str, num_parameters: int, **settings: Any) -> ModelConfig:
     >>> sized("gpt2", 4_000_000, vocab_size=4096).num_layers
     4
     """
-    shape = {"num_layers": usual_depth(num_parameters), "width": 64, "num_atoms": 64, "glu_width": 128}
+    shape = {"num_layers": _usual_depth(num_parameters), "width": 64, "num_atoms": 64, "glu_width": 128}
     return scaled(ModelConfig(layer=layer, **{**shape, **SHAPES.get(layer, {}), **settings}), num_parameters)
 
 

@@ -66,7 +66,7 @@ def test_a_config_that_train_reads(plan, tmp_path: Path) -> None:
 
 
 def test_a_preset_is_named(plan) -> None:
-    code, out, _ = plan("--budget", "0.81MB", "--vocab", "512", "--bits", "8", "--json")
+    code, out, _ = plan("--budget", "0.7MB", "--vocab", "512", "--bits", "8", "--json")
     told = json.loads(out)
     assert code == 0
     assert told["proposed"]["preset"] == "edge-nano"

@@ -200,7 +200,7 @@ def test_an_entry_that_cannot_be_read_is_named(terms, entry, message):
 def test_terms_that_cannot_be_met_are_named(terms):
     with pytest.raises(ConfigError, match="--protocol: expected paper or best, got 'worst'"):
         entry_config("sdgm", dataclasses.replace(terms, protocol="worst"), 0)
-    with pytest.raises(ConfigError, match="no ringing model of 3 layers has 9 parameters within 5%"):
+    with pytest.raises(ConfigError, match="no ringing model of 2 layers has 9 parameters within 5%"):
         entry_config("sdgm", dataclasses.replace(terms, num_parameters=9), 0)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import trained
-from sdgm_edge.export.calibration import Calibration, calibrate, line, shape
+from sdgm_edge.export.calibration import DEPTH, Calibration, calibrate, line, shape
 from sdgm_edge.export.planning import Costs, Wishes, plan_model, plan_toml
 from sdgm_edge.export.sizing import GraphSize, graph_size, stand_in_tokenizer
 from sdgm_edge.export.variants import VARIANTS
@@ -152,7 +152,7 @@ def test_a_preset_needs_no_more_than_its_name(made_up):
             r"2 layers of width 32, 512 tokens, 8 bits\) has a bundle of 0\.1\d MB, where at most 0\.05",
         ),
         ({"bundle": 5e4, "bits": (8, 4)}, "512 tokens, 4 bits"),
-        ({"speed": 1e6}, r"has 1\d,\d{3} tokens/s, where 1,000,000 are asked for; ask for no more than that"),
+        ({"speed": 1e6}, r"has 9,\d{3} tokens/s, where 1,000,000 are asked for; ask for no more than that"),
         ({"memory": 70e6}, r"has 75\.\d MB of memory, where at most 70\.0 MB is asked for"),
         ({"speed": 1e6, "memory": 70e6}, r"tokens/s, where .* and 75\.\d MB of memory"),
     ],
@@ -201,10 +201,10 @@ def test_a_line_goes_through_its_points_and_straight_on():
 def test_models_with_a_screened_head_have_a_line_of_their_own():
     measured = replace(MADE_UP, screened=[(1_000_000, 200e-6), (2_000_000, 300e-6)])
     whole, screened = GraphSize(1_000_000, 1_000_000), GraphSize(9_000_000, 1_000_000)
-    assert measured.tokens_per_second(4, screened) == pytest.approx(5000)
-    assert measured.tokens_per_second(4, whole) == pytest.approx(1 / 130e-6)
-    assert measured.tokens_per_second(6, whole) == pytest.approx(1 / 170e-6)
-    assert MADE_UP.tokens_per_second(4, screened) == pytest.approx(1 / 370e-6)
+    assert measured.tokens_per_second(DEPTH, screened) == pytest.approx(5000)
+    assert measured.tokens_per_second(DEPTH, whole) == pytest.approx(1 / 130e-6)
+    assert measured.tokens_per_second(DEPTH + 2, whole) == pytest.approx(1 / 170e-6)
+    assert MADE_UP.tokens_per_second(DEPTH, screened) == pytest.approx(1 / 370e-6)
 
 
 @pytest.mark.parametrize("largest", [64, 128, 160, 192, 512])
@@ -215,21 +215,21 @@ def test_both_lines_have_two_points_at_least(largest):
     assert sum(width < edge for width in widths) >= 2
     assert sum(width >= edge for width in widths) >= 2 or largest < edge
     assert min(widths) >= 32
-    assert not calibration.is_large(shape(4, 96, 65_536), 8)
-    assert calibration.is_large(shape(4, edge, 65_536), 8)
+    assert not calibration.is_large(shape(DEPTH, 96, 65_536), 8)
+    assert calibration.is_large(shape(DEPTH, edge, 65_536), 8)
 
 
 def test_calibration_measures_models_of_the_kind(monkeypatch):
     monkeypatch.setattr(calibration, "TOKENS", 4)
     told = []
     measured = calibrate(VARIANTS[8], 300, 128, stand_in_tokenizer(300), told.append)
-    sizes = [graph_size(shape(4, width, 300), VARIANTS[8]) for width in (32, 64, 128)]
+    sizes = [graph_size(shape(DEPTH, width, 300), VARIANTS[8]) for width in (32, 64, 128)]
     assert [x for x, _ in measured.seconds] == [size.total for size in sizes]
     assert measured.screened == []
     values = [y for _, y in measured.seconds]
     assert values[0] > 0
     assert values == sorted(values)
     assert measured.layer_seconds >= 0
-    assert measured.tokens_per_second(4, sizes[0]) == pytest.approx(1 / values[0])
+    assert measured.tokens_per_second(DEPTH, sizes[0]) == pytest.approx(1 / values[0])
     assert measured.memory is None or [x for x, _ in measured.memory] == [sizes[0].total, sizes[2].total]
     assert told == ["int8: timing untrained models", "int8: starting fresh processes"]
