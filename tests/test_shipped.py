@@ -55,8 +55,8 @@ def test_it_can_be_drafted_and_says_the_same(temperature):
 
 def test_it_runs_with_fewer_atoms_and_foresees_less():
     text = (ROOT / "models/pretrained/README.md").read_text(encoding="utf-8")[:1000]
-    gens = [Generator.load(pretrained(), providers="cpu", atoms=count) for count in (320, 160, 40)]
-    assert [gen.atoms for gen in gens] == [320, 160, 40]
+    gens = [Generator.load(pretrained(), providers="cpu", atoms=count) for count in (704, 352, 88)]
+    assert [gen.atoms for gen in gens] == [704, 352, 88]
     sizes, nlls = [gen.bundle.size() for gen in gens], [gen.score(text).nll for gen in gens]
     assert sizes == sorted(sizes, reverse=True)
     assert nlls == sorted(nlls)
