@@ -172,7 +172,7 @@ PRESETS: dict[str, ModelConfig] = {
     # Few wide layers without units, five atoms for three features: see benchmarks/results/quality.md.
     "edge-nano": ModelConfig(vocab_size=4096, num_layers=2, width=160, num_atoms=256),
     "edge-micro": ModelConfig(vocab_size=4096, num_layers=2, width=384, num_atoms=640),
-    "edge-small": ModelConfig(vocab_size=4096, num_layers=2, width=704, num_atoms=1184),
+    "edge-small": ModelConfig(vocab_size=4096, num_layers=2, width=640, num_atoms=1056),
 }
 
 
