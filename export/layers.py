@@ -121,13 +121,12 @@ def taps(t: Trace, x: ir.Value, padded: ir.Value) -> list[ir.Value]:
     return [*older, x]
 
 
-def depthwise(t: Trace, name: str, x: ir.Value, piece: str, *, of_atoms: bool = False) -> ir.Value:
-    """Convolve every channel with its own W taps; `of_atoms` where a channel is an atom.
+def depthwise(t: Trace, name: str, x: ir.Value, piece: str) -> ir.Value:
+    """Convolve every channel, an atom each, with its own W taps.
 
     Products and sums of shifts: Conv wants the channels before the time, and is slow for a single token.
     """
-    g, where = t.g, path(name)
-    atoms = (0, 1, 1) if of_atoms else ()
+    g, where, atoms = t.g, path(name), (0, 1, 1)
     total = g.constant(t.weights[f"{name}.bias"], f"{where}.bias", atoms=atoms)
     shifted = taps(t, x, with_tail(t, x, piece))
     for i, (tap, weight_D) in enumerate(zip(shifted, t.weights[f"{name}.weight"], strict=True)):

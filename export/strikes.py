@@ -28,7 +28,7 @@ def strikes(t: Trace, weights: str, x: ir.Value, piece: str) -> tuple[ir.Value, 
         struck = t.matrix(f"{weights}.strike.weight", atoms=(0, 3)).product(x, named)
         v, f, gate = g.ops(3, "Split", struck, axis=-1, num_outputs=3)
     with g.at("encoder"):
-        v = activate(g, t.config.activation, depthwise(t, f"{weights}.conv", v, piece, of_atoms=True))
+        v = activate(g, t.config.activation, depthwise(t, f"{weights}.conv", v, piece))
     with g.at("damping"):
         f = g.op("Max", g.op("Sigmoid", f), floats(math.exp(LOG_DECAY_FLOOR)))
         b = g.op("Mul", g.op("Sub", floats(1), f), v)
