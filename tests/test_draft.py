@@ -27,10 +27,10 @@ EXACT = ("fp32", "rows8", "q4", "fp32 with pointer", "rows8 with pointer", "q4 w
 
 
 @functools.cache
-def engine(name, model=None):
+def engine(name):
     """A model in one precision; 8 bits by rows in fixed steps, where all rows are about equally loud."""
     precision, _, pointer = name.partition(" ")
-    model = trained.model(model or f"ringing {pointer}".strip())
+    model = trained.model(f"ringing {pointer}".strip())
     plan = dict.fromkeys(matrix_names(weights_of(model)), precision)
     if precision == "int8":
         plan["embedding.weight"] = "q8"
@@ -52,7 +52,7 @@ def gen(request, bundle):
 
 @pytest.fixture(scope="module")
 def exact(bundle):
-    return Generator(bundle, "fp32", engine("fp32", "ringing with pointer"))  # it says various things
+    return Generator(bundle, "fp32", engine("fp32 with pointer"))  # it says various things
 
 
 # The text
@@ -65,7 +65,7 @@ def test_greedy_text_is_the_same_and_takes_fewer_calls(gen):
     assert drafted.text == plain.text
     assert plain.drafted is None
     assert drafted.drafted is not None
-    assert drafted.drafted.calls == 1500 - drafted.drafted.accepted < 500, "it runs into a circle"
+    assert drafted.drafted.calls == 1500 - drafted.drafted.accepted < 300, "it runs into a circle"
     assert drafted.drafted.accepted <= drafted.drafted.proposed
 
 

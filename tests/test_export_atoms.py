@@ -87,7 +87,7 @@ def test_the_strongest_lose_less_than_the_weakest():
         fewer = with_atoms(model, [atoms.sort().values for atoms in kept])
         return float((fewer(ids.T).logits_BTV - expected).square().mean())
 
-    assert lost([o[-5:] for o in order]) < 0.75 * lost([o[:5] for o in order])
+    assert lost([o[-5:] for o in order]) < 0.5 * lost([o[:5] for o in order])
 
 
 def test_the_mixture_goes_with_the_atoms():

@@ -157,6 +157,9 @@ def test_layer_agrees_with_its_formula(settings, steps):
     torch.manual_seed(steps)
     kind = RingingAtoms if settings.layer == "ringing" else ClockAtoms
     layer = kind(settings)
+    with torch.no_grad():  # away from the initial constants
+        for parameter in layer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     x = torch.randn(steps, settings.width)
     conv = torch.zeros(1, settings.conv_width - 1, settings.conv_channels)
     rest = torch.zeros(1, 2, settings.num_atoms) if kind is RingingAtoms else torch.zeros(1)

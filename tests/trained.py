@@ -30,13 +30,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def model(name: str = "ringing", seed: int = 0) -> SDGM:
-    """A model whose every weight matters: biases and gains that begin as constants are random too."""
+    """A model whose every weight matters: biases, gains and taps that begin as constants are random too."""
     torch.manual_seed(seed)
     made = SDGM(ModelConfig(vocab_size=VOCAB, **CONFIGS[name]))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for name, parameter in made.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+            elif name.endswith("conv.weight"):
+                parameter.add_(torch.randn_like(parameter) * 0.5)
             else:
                 parameter.mul_(2)
     return made.eval()
