@@ -88,11 +88,6 @@ class ModelConfig:
         return not self.spectral and MIXERS[self.layer].windowed
 
     @property
-    def conv_channels(self) -> int:
-        """Channels of the convolution: what a token strikes; for a clock, what it is."""
-        return self.width if self.layer == "clock" else self.num_atoms
-
-    @property
     def mixing_size(self) -> int:
         """Numbers in a mixing vector: K, 2K (real, then imaginary) where atoms ring, 0 without atoms."""
         return {"ringing": 2 * self.num_atoms, "clock": self.num_atoms}.get(self.layer, 0)
@@ -101,12 +96,13 @@ class ModelConfig:
     def state_layout(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Names and shapes of the pieces of a sequence's state, in their order."""
         pieces: list[tuple[str, tuple[int, ...]]] = []
+        convolved = self.num_atoms if self.layer == "ringing" else self.width
         for i in range(self.num_layers):
             if not self.spectral:
                 own = MIXERS[self.layer].layout(self)
                 pieces.extend((f"layers.{i}.{name}", shape) for name, shape in own)
                 continue
-            pieces.append((f"layers.{i}.conv", (self.conv_width - 1, self.conv_channels)))
+            pieces.append((f"layers.{i}.conv", (self.conv_width - 1, convolved)))
             if self.layer == "ringing":
                 pieces.append((f"layers.{i}.atoms", (2, self.num_atoms)))
         if self.layer == "clock" or self.windowed:

@@ -161,7 +161,7 @@ def test_layer_agrees_with_its_formula(settings, steps):
         for parameter in layer.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     x = torch.randn(steps, settings.width)
-    conv = torch.zeros(1, settings.conv_width - 1, settings.conv_channels)
+    conv = torch.zeros(1, *dict(settings.state_layout)["layers.0.conv"])
     rest = torch.zeros(1, 2, settings.num_atoms) if kind is RingingAtoms else torch.zeros(1)
     rebuilt, _, _ = layer(x[:, None], conv, rest)
     torch.testing.assert_close(rebuilt[:, 0], layer.naive(x.double()).float(), atol=FORMS, rtol=FORMS)

@@ -18,7 +18,7 @@ from .mixer import Carried, Pieces, linear, piece
 
 def pieces(config: ModelConfig) -> Pieces:
     """Tail of the convolution, and the integrators."""
-    tail = {"conv": (1, config.conv_width - 1, config.conv_channels)} if config.conv_width > 1 else {}
+    tail = {"conv": (1, config.conv_width - 1, config.num_atoms)} if config.conv_width > 1 else {}
     return {**tail, "levels": (1, config.num_atoms)}
 
 

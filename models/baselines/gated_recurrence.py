@@ -34,7 +34,7 @@ class GatedRecurrence(Mixer, Striking):
     @staticmethod
     def layout(config: ModelConfig) -> Layout:
         """Tail of the convolution, and the integrators."""
-        return (("conv", (config.conv_width - 1, config.conv_channels)), ("levels", (config.num_atoms,)))
+        return (("conv", (config.conv_width - 1, config.num_atoms)), ("levels", (config.num_atoms,)))
 
     def forward(self, x_TBD: Tensor, state: State, position: int) -> tuple[Tensor, State]:
         """Run the recurrence over the window."""
