@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,9 +18,6 @@ class Group:
 
     rank: int = 0
     world: int = 1
-    _sent: deque[Sequence[Tensor]] = field(default_factory=lambda: deque(maxlen=2), compare=False, repr=False)
-    """What was exchanged last. A thread of gloo that is the last to let go of a tensor needs the interpreter
-    for it, and aborts the process where that is ending."""
 
     @property
     def leads(self) -> bool:
@@ -32,14 +29,12 @@ class Group:
         if self.world == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.world)]
-        self._sent.append([rows := rows.contiguous(), *parts])
-        distributed.all_gather(parts, rows)
+        distributed.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     def share(self, tensor: Tensor) -> Tensor:
         """Give every process the leader's tensor, in place."""
         if self.world > 1:
-            self._sent.append([tensor])
             distributed.broadcast(tensor, src=0)
         return tensor
 
@@ -47,7 +42,7 @@ class Group:
         """Return the mean over all processes."""
         value = value.detach().clone()
         if self.world > 1:
-            self._add_up(value)
+            distributed.all_reduce(value)
         return float(value) / self.world
 
     def average_gradients(self, module: nn.Module) -> None:
@@ -61,7 +56,7 @@ class Group:
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        self._add_up(flat)
+        distributed.all_reduce(flat)
         flat /= self.world
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -71,12 +66,8 @@ class Group:
         if self.world == 1:
             return flag
         seen = torch.tensor(float(flag), device=device)
-        self._add_up(seen)
+        distributed.all_reduce(seen)
         return bool(seen)
-
-    def _add_up(self, tensor: Tensor) -> None:
-        self._sent.append([tensor])
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
 
 
 @contextmanager
@@ -86,6 +77,9 @@ def joined(device: torch.device) -> Iterator[Group]:
     if world == 1:
         yield Group()
         return
+    # Imported while a group is there, it keeps that alive for good, and a thread of gloo that wants the
+    # interpreter as that ends aborts the process.
+    importlib.import_module("torch._dynamo")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(distributed.get_rank(), world)

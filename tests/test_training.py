@@ -25,6 +25,7 @@ from sdgm_edge.tokenization import BEGIN_ID
 from sdgm_edge.training import Interrupted, train
 
 TINY = {"num_layers": 1, "width": 16, "num_atoms": 8, "glu_width": 16, "window": 16, "dropout": 0.2}
+TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="session")
@@ -316,9 +317,8 @@ def test_two_processes_train_as_one(text, tmp_path, toml):
         command(*arguments, "--out", tmp_path / "one"), capture_output=True, text=True, env=environment
     )
     assert alone.returncode == 0, alone.stderr
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     together = subprocess.run(
-        [*launcher, "sdgm_edge", *map(str, arguments), "--out", str(tmp_path / "two")],
+        [*TOGETHER, "-m", "sdgm_edge", *map(str, arguments), "--out", str(tmp_path / "two")],
         capture_output=True,
         text=True,
         env=environment,
@@ -333,6 +333,42 @@ def test_two_processes_train_as_one(text, tmp_path, toml):
     for name, tensor in final(tmp_path / "one").items():
         if name.startswith("model."):
             torch.testing.assert_close(tensor, final(tmp_path / "two")[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
+def test_training_as_one_leaves_no_thread_of_the_group(text, tmp_path, toml):
+    # A thread of gloo that is still there when the interpreter ends aborts the process, now and then.
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from sdgm_edge.__main__ import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    names = [name.read_text() for name in Path('/proc/self/task').glob('*/comm')]\n"
+        "    print('left', sum('gloo' in name for name in names), flush=True)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [
+        "train",
+        text,
+        "--config",
+        toml,
+        "--vocab-size",
+        280,
+        "--max-steps",
+        2,
+        "--out",
+        tmp_path / "run",
+    ]
+    done = subprocess.run(
+        [*launcher, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("left 0") == 2, done.stdout
 
 
 @pytest.mark.parametrize("layer", ["gpt2", "lstm", "pom"])
