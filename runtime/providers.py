@@ -7,7 +7,7 @@ wherever the GPU package is installed, with a GPU or without.
 
 One thread by default: a token of a small model takes less time than waking a second one. The memory of a run
 is planned, one block for each shape of the inputs, and comes from ONNX Runtime's arena: a token takes a tenth
-to a seventh less time (edge-nano 111 and 94 µs, edge-small 315 and 286), and after prompts of all lengths a
+to a seventh less time (of 111 and 315 µs 94 and 286), and after prompts of all lengths a
 process holds no more than without. Planned without the arena it holds 90 MB more; the arena alone gains
 nothing. What logits of many tokens leave in the arena is given back (`TIDY`). After loading, freed memory is
 given back to the system where the C library can, which is as much as the model itself.
