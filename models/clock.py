@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from .compiling import uncompiled
 from .config import ModelConfig
-from .layers import activation
+from .layers import LockedDropout, activation
 
 
 class _Sinusoids:
@@ -102,6 +102,7 @@ class ClockAtoms(nn.Module):
         self.frequency = nn.Parameter(torch.rand(K, D) * self.period / 2)
         self.phase = nn.Parameter(torch.rand(K, D) * 2 * math.pi)
         self.activation = activation(config.activation)
+        self.dropout = LockedDropout(config.atom_dropout)
 
     def forward(
         self, x_TBD: Tensor, conv_BWD: Tensor, clock_B: Tensor
@@ -110,7 +111,7 @@ class ClockAtoms(nn.Module):
         padded = torch.cat([conv_BWD.transpose(0, 1), x_TBD])  # (W − 1 + T, B, D)
         taps = [padded[i : i + len(x_TBD)] for i in range(len(padded) - len(x_TBD) + 1)]
         mixing_TBK = self.activation(self.encoder(torch.cat(taps, dim=-1)))
-        out = self._read_clocks(mixing_TBK, clock_B)
+        out = self._read_clocks(self.dropout(mixing_TBK), clock_B)
         return out, mixing_TBK, (padded[len(x_TBD) :].transpose(0, 1),)
 
     @uncompiled  # a loop over time

@@ -46,7 +46,9 @@ class ModelConfig:
     copy_width: int = 64
     """Width of the pointer's keys and queries."""
     dropout: float = 0.0
-    """Dropout on the embedding, on what each layer adds, and before the head; one mask for a window."""
+    """Dropout on the embedding, what units and baselines add, and before the head; one mask for a window."""
+    atom_dropout: float = 0.0
+    """Probability that an atom goes unheard for one window; a ringing one rings on."""
     embedding_dropout: float = 0.0
     """Probability that a whole word of the vocabulary is dropped for one batch."""
 
@@ -57,7 +59,7 @@ class ModelConfig:
             _integer(name, getattr(self, name), 1)
         for name in ("glu_width", "copy_window"):
             _integer(name, getattr(self, name), 0)
-        for name in ("dropout", "embedding_dropout"):
+        for name in ("dropout", "atom_dropout", "embedding_dropout"):
             rate = getattr(self, name)
             if not isinstance(rate, int | float) or not 0 <= rate < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), got {rate!r}")

@@ -56,12 +56,16 @@ class LockedDropout(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x_TBD: Tensor) -> Tensor:
-        """Drop features of each sequence, and scale the others up; nothing outside training."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop features (the last dimension) of each sequence (the second), and scale the others up.
+
+        Outside training it does nothing.
+        """
         if not self.training or not self.rate:
-            return x_TBD
-        kept = torch.empty_like(x_TBD[:1]).bernoulli_(1 - self.rate)
-        return x_TBD * kept.div_(1 - self.rate)
+            return x
+        shape = [1, x.shape[1], *[1] * (x.dim() - 3), x.shape[-1]]
+        kept = x.new_empty(shape).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)
 
 
 def activation(name: str) -> nn.Module:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .layers import LockedDropout
 from .ring import FEW, ring_chunks, ring_steps
 from .strikes import Striking, new_damping
 
@@ -36,6 +37,7 @@ class RingingAtoms(Striking):
         D, K = config.width, config.num_atoms
         self.num_atoms = K
         self._add_strikes(config)
+        self.dropout = LockedDropout(config.atom_dropout)
         self.synthesis = nn.Linear(2 * K, D, bias=False)  # weight: (D, [A cos Φ | −A sin Φ])
         omega = torch.zeros(K)
         turning = round(K * config.turning)
@@ -63,8 +65,9 @@ class RingingAtoms(Striking):
         few = x_TBD.shape[1] * self.num_atoms <= FEW
         ring = ring_chunks if x_TBD.is_cuda or few else ring_steps
         z_TB2K = ring(v_TBK, f_TBK, self.omega, atoms_B2K)
-        mixing_TBM = (g_TBK[:, :, None] * z_TB2K).flatten(2)
-        return self.synthesis(mixing_TBM), mixing_TBM, (conv_BWK, z_TB2K[-1])
+        mixing_TB2K = g_TBK[:, :, None] * z_TB2K
+        rebuilt_TBD = self.synthesis(self.dropout(mixing_TB2K).flatten(2))
+        return rebuilt_TBD, mixing_TB2K.flatten(2), (conv_BWK, z_TB2K[-1])
 
     def step(
         self, x_BD: Tensor, conv_BWK: Tensor, atoms_B2K: Tensor

@@ -30,7 +30,7 @@ class Block(nn.Module):
         if config.glu_width:
             self.unit_norm = nn.RMSNorm(config.width, eps=1e-6)
             self.unit = GatedUnit(config.width, config.glu_width)
-        self.dropout = LockedDropout(config.dropout)
+            self.dropout = LockedDropout(config.dropout)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...], single: bool
@@ -38,7 +38,7 @@ class Block(nn.Module):
         """Return the stream, x̂, the mixing vectors and the new state; `single` for one step without time."""
         source = self.norm(x) if self.residual else x
         rebuilt, mixing, state = (self.atoms.step if single else self.atoms)(source, *state)
-        x = x + self.dropout(rebuilt) if self.residual else rebuilt
+        x = x + rebuilt if self.residual else rebuilt
         if self.unit is not None:
             x = x + self.dropout(self.unit(self.unit_norm(x)))
         return x, rebuilt, mixing, state

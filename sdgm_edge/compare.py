@@ -181,7 +181,10 @@ def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
         if name == "sdgm" and terms.protocol == "paper":
             model = scaled(preset("paper", **settings), terms.num_parameters)
         else:
-            model = sized(PRODUCT if name == "sdgm" else name, terms.num_parameters, **settings)
+            layer = PRODUCT if name == "sdgm" else name
+            if layer == PRODUCT:
+                settings["atom_dropout"] = base.model.atom_dropout
+            model = sized(layer, terms.num_parameters, **settings)
         training = replace(base.training, **{**(terms.training or {}), "seed": seed})
         loss = base.loss if name == "sdgm" else LossWeights()
         config = replace(base, corpus=terms.corpus, model=model, loss=loss, training=training)

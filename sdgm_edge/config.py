@@ -193,7 +193,7 @@ PRESET_RUNS: dict[str, RunConfig] = {
         ),
     ),
     **{
-        name: RunConfig(preset=name, model=replace(PRESETS[name], dropout=0.1))
+        name: RunConfig(preset=name, model=replace(PRESETS[name], dropout=0.1, atom_dropout=0.1))
         for name in ("edge-nano", "edge-micro", "edge-small")
     },
 }

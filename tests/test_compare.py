@@ -136,6 +136,7 @@ def test_all_share_their_terms_and_their_size(terms, protocol, entry, copy_windo
     assert config.training == ours.training
     assert config.corpus == ours.corpus
     assert (config.model.window, config.model.dropout) == (8, ours.model.dropout)
+    assert ours.model.atom_dropout == {"paper": 0, "best": 0.1}[protocol]
     of_protocol = {"paper": 128, "best": 0}[protocol]
     assert config.model.copy_window == (of_protocol if copy_window is None else copy_window)
     assert count_parameters(config.model) == pytest.approx(100_000, rel=0.05)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdgm_edge.models.clock import ClockAtoms
+from sdgm_edge.models.config import SPECTRAL
 from sdgm_edge.models.ring import FEW
 from sdgm_edge.models.ringing import RingingAtoms
 from tolerances import FORMS
@@ -208,6 +209,41 @@ def test_amplitude_and_phase_make_the_synthesis_matrix():
 
 
 @torch.no_grad()
+def test_an_atom_that_is_dropped_goes_unheard_for_a_whole_window_and_rings_on():
+    torch.manual_seed(0)
+    layer = RingingAtoms(config(num_atoms=50, width=50, atom_dropout=0.4))
+    inputs = torch.randn(9, 3, 50), torch.randn(3, 3, 50), torch.randn(3, 2, 50)
+    whole, mixing, state = layer.eval()(*inputs)
+    rebuilt, same_mixing, same_state = layer.train()(*inputs)
+    assert torch.equal(same_mixing, mixing)
+    assert all(map(torch.equal, same_state, state))
+    assert not torch.allclose(rebuilt, whole)
+    # Which atoms are heard is read back, atom by atom, through a dictionary that tells them apart.
+    layer.synthesis.weight.copy_(torch.cat([torch.eye(50), torch.eye(50)], dim=1))
+    heard = layer(*inputs)[0] / mixing.unflatten(2, (2, 50)).sum(2)
+    torch.testing.assert_close(heard, heard[:1].expand_as(heard), atol=1e-3, rtol=1e-3)
+    dropped = heard[0].abs() < 1e-6
+    torch.testing.assert_close(
+        heard[0][~dropped], torch.full([int((~dropped).sum())], 1 / 0.6), atol=1e-3, rtol=1e-3
+    )
+    assert 0.25 < dropped.float().mean() < 0.55
+    assert not torch.equal(dropped[0], dropped[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", SPECTRAL)
+def test_the_mixture_sees_atoms_that_a_model_in_training_does_not_hear(layer):
+    torch.manual_seed(0)
+    model = SDGM(config(layer=layer, num_layers=1, atom_dropout=0.5, glu_width=0)).train()
+    ids, state = tokens(3, 9).T, model.initial_state(3)
+    one, other = model.features(ids, state), model.features(ids, state)
+    heard = model.eval().features(ids, state)
+    assert not torch.allclose(one.hidden_TBD, other.hidden_TBD)
+    assert torch.equal(one.mixing_TBM, heard.mixing_TBM)
+    assert torch.equal(one.state_BS, heard.state_BS)
+
+
+@torch.no_grad()
 def test_pointer_gives_a_distribution_and_copies_only_what_its_window_holds():
     torch.manual_seed(0)
     model = SDGM(FAMILY["ringing with a pointer"]).eval()
@@ -249,6 +285,7 @@ def test_config_round_trips_and_names_what_is_wrong():
         ({"num_atoms": 2.5}, "model.num_atoms must be a whole number"),
         ({"copy_window": -1}, "model.copy_window must be a whole number of at least 0"),
         ({"dropout": 1.0}, r"model.dropout must lie in \[0, 1\), got 1.0"),
+        ({"atom_dropout": -0.1}, r"model.atom_dropout must lie in \[0, 1\), got -0.1"),
         ({"residual": 1}, "model.residual must be true or false"),
         ({"residual": False}, "the paper's single layer, got num_layers = 2"),
     ],
