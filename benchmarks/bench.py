@@ -30,7 +30,7 @@ from measuring import decoding, drain, microseconds, read, without_head
 from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.console import format_value, print_table
-from sdgm_edge.models import ModelConfig
+from sdgm_edge.models import ModelConfig, preset
 from sdgm_edge.runtime import (
     Generator,
     Session,
@@ -49,6 +49,7 @@ LARGE = ModelConfig(vocab_size=32_000, num_layers=3, width=512, num_atoms=256, g
 BLOCK, BLOCKS = 64, 150
 MEMORY = """
 import gc, json, psutil, sys
+from sdgm_edge.models import preset
 from sdgm_edge.runtime import Generator
 
 def generate(tokens):
@@ -143,6 +144,9 @@ def speed(bench: Bench) -> Iterator[Figure]:
     yield Figure.at_most("speed", "the runtime's own part (outside session.run)", share, "% of a token", 15)
     yield Figure("speed", "the same by processor time", 100 * cost.own_cpu / cost.cpu, "% of a token")
     yield Figure("speed", "that is", 1e6 * cost.own_cpu, "µs a token")
+    in_4_bits = decoding(load(bench.write("edge-small-q4", preset("edge-small"), bits=4)))
+    yield Figure.at_least("speed", "edge-small in 4 bits, generating", 1 / in_4_bits.wall, "tokens/s", 4000)
+    yield Figure("speed", "the same by processor time", 1 / in_4_bits.cpu, "tokens/s")
 
 
 def flat(bench: Bench) -> Iterator[Figure]:
