@@ -132,7 +132,7 @@ def test_train_reads_the_config(tmp_path, made_up, depth, width):
     path.write_text(plan_toml(candidate))
     run = load_config(path)
     assert run.corpus.vocab_size == 512
-    assert replace(run.model, vocab_size=512, dropout=0.0) == candidate.config
+    assert replace(run.model, vocab_size=512, dropout=0.0, atom_dropout=0.0) == candidate.config
     assert run.preset == (candidate.preset or run.preset)
 
 
