@@ -268,7 +268,8 @@ def command(*arguments):
 @pytest.fixture
 def toml(tmp_path):
     path = tmp_path / "tiny.toml"
-    lines = "\n".join(f"{key} = {value}" for key, value in {**TINY, "dropout": 0.0}.items())
+    whole = {**TINY, "dropout": 0.0, "atom_dropout": 0.0}
+    lines = "\n".join(f"{key} = {value}" for key, value in whole.items())
     path.write_text(
         f'preset = "edge-nano"\n[model]\n{lines}\n[training]\nbatch_size = 4\nnum_components = 3\n'
     )
