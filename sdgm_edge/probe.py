@@ -160,7 +160,7 @@ class Probe:
             num_parameters=self.num_parameters,
             window=self.window,
         )
-        return replace(entry_config(entry, terms, self.seed).model, dropout=0.0)
+        return replace(entry_config(entry, terms, self.seed).model, dropout=0.0, atom_dropout=0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,12 @@ def test_accuracy_counts_answers_alone():
     assert measure(Knowing(), "needle", 2000, 64) == 0.0
 
 
+@pytest.mark.parametrize("entry", ["sdgm", "gpt2"])
+def test_nothing_is_dropped_from_a_text_that_is_made_anew(entry):
+    model = TINY.model(entry)
+    assert (model.dropout, model.atom_dropout, model.embedding_dropout) == (0, 0, 0)
+
+
 def test_findings_are_kept(tmp_path):
     told = []
     first = probe(["sdgm", "gpt2"], ["needle", "recall"], TINY, tmp_path, told.append)
