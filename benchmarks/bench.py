@@ -49,7 +49,6 @@ LARGE = ModelConfig(vocab_size=32_000, num_layers=3, width=512, num_atoms=256, g
 BLOCK, BLOCKS = 64, 150
 MEMORY = """
 import gc, json, psutil, sys
-from sdgm_edge.models import preset
 from sdgm_edge.runtime import Generator
 
 def generate(tokens):
