@@ -300,8 +300,14 @@ def test_ctrl_c_saves_exits_130_and_resume_goes_on(text, tmp_path, toml):
     assert json.loads(done.stdout)["steps"] == step + 5
 
 
-def test_two_processes_train_as_one(text, tmp_path, toml):
+def on_one_thread(tmp_path, *arguments):
     environment = {**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_train_as_one(text, tmp_path, toml):
     arguments = (
         "train",
         text,
@@ -314,17 +320,8 @@ def test_two_processes_train_as_one(text, tmp_path, toml):
         "--precision",
         "float32",
     )
-    alone = subprocess.run(
-        command(*arguments, "--out", tmp_path / "one"), capture_output=True, text=True, env=environment
-    )
-    assert alone.returncode == 0, alone.stderr
-    together = subprocess.run(
-        [*TOGETHER, "-m", "sdgm_edge", *map(str, arguments), "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert together.returncode == 0, together.stderr
+    on_one_thread(tmp_path, *command(*arguments, "--out", tmp_path / "one"))
+    on_one_thread(tmp_path, *TOGETHER, "-m", "sdgm_edge", *arguments, "--out", tmp_path / "two")
     one, two = read_log(tmp_path / "one/log.csv"), read_log(tmp_path / "two/log.csv")
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
@@ -349,27 +346,9 @@ def test_training_as_one_leaves_no_thread_of_the_group(text, tmp_path, toml):
         "    names = [name.read_text() for name in Path('/proc/self/task').glob('*/comm')]\n"
         "    print('left', sum('gloo' in name for name in names), flush=True)\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [
-        "train",
-        text,
-        "--config",
-        toml,
-        "--vocab-size",
-        280,
-        "--max-steps",
-        2,
-        "--out",
-        tmp_path / "run",
-    ]
-    done = subprocess.run(
-        [*launcher, str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines().count("left 0") == 2, done.stdout
+    arguments = ("train", text, "--config", toml, "--vocab-size", 280, "--max-steps", 2)
+    told = on_one_thread(tmp_path, *TOGETHER, script, *arguments, "--out", tmp_path / "run")
+    assert told.splitlines().count("left 0") == 2, told
 
 
 @pytest.mark.parametrize("layer", ["gpt2", "lstm", "pom"])

@@ -34,10 +34,10 @@ def model(name: str = "ringing", seed: int = 0) -> SDGM:
     torch.manual_seed(seed)
     made = SDGM(ModelConfig(vocab_size=VOCAB, **CONFIGS[name]))
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for path, parameter in made.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-            elif name.endswith("conv.weight"):
+            elif path.endswith("conv.weight"):
                 parameter.add_(torch.randn_like(parameter) * 0.5)
             else:
                 parameter.mul_(2)
