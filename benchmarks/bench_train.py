@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ class Training:
     def __init__(self, name: str, vocab_size: int = 4096, optimizer: str = "adamw") -> None:
         torch.manual_seed(0)
         run = PRESET_RUNS[name]
-        self.model = SDGM(preset(name, vocab_size=vocab_size, dropout=0.1))
+        self.model = SDGM(replace(run.model, vocab_size=vocab_size))
         self.objective = Objective(self.model, run.loss, 16)
         self.optimizer = Optimizer(self.model, TrainingConfig(optimizer=optimizer))
         self.ids = torch.randint(vocab_size, (BATCH, WINDOW + 1))
