@@ -178,7 +178,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """Return a preset's config with some fields changed.
 
     >>> preset("edge-micro", vocab_size=2048).width
-    256
+    384
     """
     _choice("preset", name, tuple(PRESETS))
     return replace(PRESETS[name], **changes)
