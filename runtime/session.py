@@ -142,7 +142,7 @@ class Session:
             return False
         self._segments[-1] = Segment(self._segments[-1].state, [*self._segments[-1].ids, token])
         self._count([token])
-        self._logits_V = ahead.logits_TV[0]
+        self._logits_V, self._after = ahead.logits_TV[0], None
         if len(ahead.ids) > 1:
             self._ahead = _Ahead(ahead.ids[1:], ahead.logits_TV[1:], ahead.end)
         else:

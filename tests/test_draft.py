@@ -203,6 +203,34 @@ def test_what_was_looked_ahead_to_is_forgotten_when_the_text_goes_elsewhere(exac
         same(session, plain)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_look_at_the_state_changes_nothing_of_what_was_looked_ahead_to(exact, before):
+    session, plain = exact.session(), exact.session()
+    session.feed([5, 6, 7])
+    if before:
+        _ = session.logits
+    session.look([10, 11, 12])
+    if not before:
+        _ = session.state
+    assert session.push(10) is True
+    assert session.push(99) is False
+    plain.feed([5, 6, 7, 10, 99])
+    same(session, plain)
+
+
+def test_a_draft_is_exact_where_the_state_is_read_between_pieces(gen):
+    texts = []
+    for draft in (0, 16):
+        session = gen.session()
+        text = gen.generate(
+            PROMPT, session=session, max_new_tokens=99, temperature=0, draft=draft,
+            callback=lambda piece, session=session: session.state,
+        )  # fmt: skip
+        texts.append((text.tokens, session))
+    assert texts[0][0] == texts[1][0]
+    same(texts[0][1], texts[1][1])
+
+
 # Where it cannot be exact
 
 
