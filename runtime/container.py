@@ -53,7 +53,10 @@ _ZIP_ERRORS = (
 
 def shown(value: object, limit: int = 60) -> str:
     """A value as one short line for an error message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        text = f"{type(value).__name__} that is too long to show"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -169,12 +169,12 @@ class Stream(Iterator[str]):
         session, params, end_tokens = self._session, self._params, self._end_tokens
         if params.draft:
             self._drafter = Drafter(session.vocab_size, session.tokens)
-        self._prompt_tokens = read(session, ids, self._cancel, self._progress, self._drafter)
+        self._prompt_tokens, whole = read(session, ids, self._cancel, self._progress, self._drafter)
         sampler = Sampler(params, session.vocab_size, session.tokens)
         self._continues = session.position > 0
         text, removed, draw, drafter = self._text(), self._removed, self._draw(), self._drafter
         for step in range(params.max_new_tokens):
-            if self._cancel is not None and self._cancel():
+            if not whole or (self._cancel is not None and self._cancel()):
                 self._finish_reason = "cancelled"
                 break
             if draw is not None:
@@ -208,6 +208,8 @@ class Stream(Iterator[str]):
         else:
             self._finish_reason = "length"
         rest, self._told_all = text.finish(), True
+        if text.stopped is not None:
+            self._finish_reason, self._stop = "stop", text.stopped
         if rest:
             yield rest
 
@@ -236,12 +238,13 @@ def read(
     cancel: Cancel | None = None,
     progress: Progress | None = None,
     drafter: Drafter | None = None,
-) -> int:
-    """Feed a prompt until `cancel` is true, and return how many of its tokens were read."""
+) -> tuple[int, bool]:
+    """Feed a prompt until `cancel` is true; how many of its tokens were read, and whether all were."""
     before, total, batches = session.position, len(ids) if isinstance(ids, Sized) else None, iter(ids)
-    count = 0
+    count, whole = 0, True
     while batch := list(islice(batches, _BATCH)):
         if cancel is not None and cancel():
+            whole = False
             break
         session.feed(batch)
         if drafter is not None:
@@ -251,4 +254,4 @@ def read(
             progress(count, total)
     if progress is not None:
         progress(count, count)
-    return count
+    return count, whole

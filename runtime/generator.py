@@ -30,9 +30,10 @@ from .generation import Cancel, Generation, Progress, Stream, read
 from .mixture import Mixture
 from .parameters import SamplingParams
 from .prepared import prepare
+from .providers import names_cpu
 from .scoring import Score, score_chunks, token_nlls
 from .session import HISTORY, Segment, Session, load_session
-from .state_file import RECENT, Identity
+from .state_file import Identity
 from .text import Vocabulary
 from .text import heal as take_back
 
@@ -88,7 +89,7 @@ class Generator:
             bundle = with_atoms(bundle, atoms, chosen.name)
         where = f"{bundle.path}: {chosen.file}"
         if prepared:
-            if providers not in ("auto", "cpu", ["cpu"]):
+            if providers != "auto" and not names_cpu(providers):
                 raise ParameterError(
                     f"providers: expected cpu, which alone takes prepared weights, got {shown(providers)}; "
                     "leave one of them out"
@@ -207,17 +208,21 @@ class Generator:
         progress: Progress | None = None,
         **params: Any,
     ) -> list[Generation]:
-        """`n` texts for one prompt, which is read once; the i-th is what `seed + i` generates alone."""
+        """`n` texts for one prompt, which is read once; the i-th is what `seed + i` generates alone.
+
+        To read it is in the timing of none.
+        """
         if type(n) is not int or n < 1:
             raise ParameterError(f"n: expected a number of candidates from 1, got {shown(n)}; 1 is usual")
         chosen = self._params(params)
         ids, removed = self._read(prompt, heal)
         session = self.session(history=0)
-        read(session, ids, cancel, progress)
+        _, whole = read(session, ids, cancel, progress)
         generations = []
         for i in range(n):
             seed = None if chosen.seed is None else (chosen.seed + i) % 2**64
-            stream = self._stream(session.fork(), (), removed, chosen.replace(seed=seed), cancel)
+            params_i = chosen.replace(seed=seed)
+            stream = self._stream(session.fork(), (), removed, params_i, cancel if whole else lambda: True)
             for _ in stream:
                 pass
             generations.append(stream.generation)
@@ -249,6 +254,8 @@ class Generator:
             remedy = "give text, or None to begin from nothing"
             raise ParameterError(f"prompt: expected at least one character or id, got none; {remedy}")
         if not isinstance(prompt, str):
+            if healing:
+                raise ParameterError("heal: expected a prompt of text, got ids; leave one of them out")
             return prompt, b""
         if healing:
             return take_back(self.vocabulary, prompt)
@@ -332,14 +339,8 @@ class Generator:
 
     def _params(self, given: dict[str, Any]) -> SamplingParams:
         params = self.bundle.generation.sampling.replace(**given)
-        looks_back = params.repetition_penalty != 1 or params.no_repeat_ngram_size
-        if looks_back and params.repetition_window > RECENT:
-            window = params.repetition_window
-            raise ParameterError(
-                f"repetition_window: expected at most {RECENT}, got {window}; a session keeps no more"
-            )
         if params.prior_strength:
-            self._mixture("prior_strength")
+            self._mixture("prior_strength").check_steer(params.steer)
         if params.draft:
             self._check_draft(params.draft)
         return params

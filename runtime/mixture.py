@@ -126,11 +126,11 @@ class Mixture:
         `steer` pins a component, or multiplies the probabilities of some before the draw. Raises
         ParameterError.
         """
+        self.check_steer(steer)
         if steer is None or isinstance(steer, Mapping):
             component = self._draw_component(c_M, rng, mode, steer or {})
         else:
             component = steer
-        self._check_component(component)
         noise_M = rng.standard_normal(self.size)
         z_M = self.means_GM[component] + self._deviations_GM[component] * noise_M
         return np.asarray(z_M, np.float32)
@@ -146,24 +146,25 @@ class Mixture:
             self._log_weights_G.copy() if mode == "prior" else self._log_joint(np.asarray(c_M)[None])[0]
         )
         for component, factor in factors.items():
-            self._check_component(component)
             logits_G[component] += math.log(factor) if factor > 0 else -math.inf
-        top = logits_G.max()
-        if not math.isfinite(top):
-            raise ParameterError(
-                f"steer: expected a component that can be drawn, got {dict(factors)}; "
-                "give one of them a factor above 0"
-            )
-        mass_G = np.exp(logits_G - top).cumsum()
+        mass_G = np.exp(logits_G - logits_G.max()).cumsum()
         return int(
             min(mass_G.searchsorted(rng.random() * mass_G[-1], "right"), mass_G.searchsorted(mass_G[-1]))
         )
 
-    def _check_component(self, component: int) -> None:
-        if not 0 <= component < self.num_components:
+    def check_steer(self, steer: Mapping[int, float] | int | None) -> None:
+        """Raise ParameterError where `steer` names no component of this mixture, or excludes all of them."""
+        factors = {} if steer is None else steer if isinstance(steer, Mapping) else {steer: 1.0}
+        for component in factors:
+            if not 0 <= component < self.num_components:
+                raise ParameterError(
+                    f"steer: expected a component from 0 to {self.num_components - 1}, got {component}; "
+                    "`sdgm-edge inspect --mixture` tells what each stands for"
+                )
+        if all(factors.get(component) == 0 for component in range(self.num_components)):
             raise ParameterError(
-                f"steer: expected a component from 0 to {self.num_components - 1}, got {component}; "
-                "`sdgm-edge inspect --mixture` tells what each stands for"
+                f"steer: expected a component that can be drawn, got {dict(factors)}; "
+                "give one of them a factor above 0"
             )
 
     def report(

@@ -3,18 +3,20 @@
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
+from .container import shown
 from .errors import ParameterError
 
 
 def refuse(name: str, expected: str, got: object, remedy: str) -> ParameterError:
     """Make the error for one parameter: what, expected, got, remedy."""
-    return ParameterError(f"{name}: expected {expected}, got {got!r}; {remedy}")
+    return ParameterError(f"{name}: expected {expected}, got {shown(got)}; {remedy}")
 
 
 def _integer(name: str, value: Any, low: int, high: float, remedy: str) -> int:
@@ -32,7 +34,7 @@ def _integer(name: str, value: Any, low: int, high: float, remedy: str) -> int:
 def _real(name: str, value: Any, low: float, high: float, remedy: str) -> float:
     try:
         number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high:
         raise refuse(name, f"a number from {low:g} to {high:g}", value, remedy)
@@ -49,13 +51,12 @@ def _weights(name: str, value: Any, low: float, high: float) -> dict[int, float]
     """A mapping from non-negative integers (as text in JSON) to numbers in a range."""
     if not isinstance(value, Mapping):
         raise refuse(name, "a mapping from ids to numbers", value, "give a dict such as {5: 2.0}")
-    keys = (int(k) if isinstance(k, str) and k.isascii() and k.isdigit() else k for k in value)
-    return {
-        _integer(name, key, 0, math.inf, "the keys are ids"): _real(
-            f"{name}[{key}]", number, low, high, "choose a value in this range"
-        )
-        for key, number in zip(keys, value.values(), strict=True)
-    }
+    weights = {}
+    for key, number in value.items():
+        readable = isinstance(key, str) and re.fullmatch("[0-9]{1,20}", key)
+        index = _integer(name, int(key) if readable else key, 0, math.inf, "the keys are ids")
+        weights[index] = _real(f"{name}[{index}]", number, low, high, "choose a value in this range")
+    return weights
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -65,11 +66,13 @@ def _stops(value: Any) -> tuple[str, ...]:
     return texts
 
 
+RECENT = 1024
+"""Tokens that a session remembers for penalties on repetition."""
 _OPTIONAL = ("seed", "logprobs")
 _INTEGERS: dict[str, tuple[int, float, str]] = {
     "max_new_tokens": (1, math.inf, "ask for at least one token"),
     "top_k": (0, math.inf, "0 keeps all tokens"),
-    "repetition_window": (1, 65536, "256 is usual"),
+    "repetition_window": (1, RECENT, "256 is usual"),
     "no_repeat_ngram_size": (0, math.inf, "0 is off"),
     "draft": (0, 64, "0 is off, 16 is usual"),
     "seed": (0, 2**64 - 1, "None draws a fresh seed"),
@@ -105,7 +108,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     """Divides (above 1: weakens) the logit of each distinct token in the window; from 0.1 to 10, 1 is off."""
     repetition_window: int = 256
-    """How many of the last tokens the penalty and the n-gram rule look at; from 1 to 65536."""
+    """How many of the last tokens the penalty and the n-gram rule look at; from 1 to 1024."""
     no_repeat_ngram_size: int = 0
     """No run of this many tokens occurs twice in the window; 0 is off."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
@@ -168,13 +171,8 @@ class SamplingParams:
             expected = "a number above 0, without which steer and prior_mode='prior' do nothing"
             raise refuse("prior_strength", expected, self.prior_strength, "set it, for example to 0.5")
 
-    @classmethod
-    def from_kwargs(cls, **kwargs: Any) -> Self:
-        """Make parameters from keywords. Raises ParameterError that names an unknown one."""
-        return cls(**_known(cls, kwargs))
-
     def replace(self, **kwargs: Any) -> Self:
-        """These parameters with some changed; raises as `from_kwargs` does."""
+        """These parameters with some changed. Raises ParameterError that names an unknown one."""
         return dataclasses.replace(self, **_known(type(self), kwargs))
 
     @classmethod
@@ -182,7 +180,7 @@ class SamplingParams:
         """Read what `to_dict` gave. Raises ParameterError on unknown keys."""
         if not isinstance(values, Mapping):
             raise refuse("sampling parameters", "a mapping", values, "give what to_dict returned")
-        return cls.from_kwargs(**{str(name): value for name, value in values.items()})
+        return cls(**_known(cls, {str(name): value for name, value in values.items()}))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON knows them: `generation_config.json`."""

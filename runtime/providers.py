@@ -98,7 +98,7 @@ def open_graph(
     options = _options(ort, threads or 1)
     options.enable_mem_reuse = reuse
     if providers != "auto":
-        wanted = _full_names(ort, [providers] if isinstance(providers, str) else list(providers))
+        wanted = _full_names(ort, _listed(providers))
         return _explicit(ort, graph, where, wanted, options)
     if CUDA not in ort.get_available_providers():
         session = _session(ort, graph, where, [CPU], options)
@@ -130,14 +130,25 @@ def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], o
     )
 
 
+def names_cpu(providers: str | Sequence[str]) -> bool:
+    """Whether the CPU is asked for, and nothing else."""
+    return {_short(name) for name in _listed(providers)} == {"cpu"}
+
+
+def _listed(providers: str | Sequence[str]) -> list[str]:
+    return [providers] if isinstance(providers, str) else list(providers)
+
+
 def _full_names(ort: Any, names: list[Any]) -> list[str]:
     known = {_short(name): name for name in ort.get_all_providers()}
     full = []
     for name in names:
         short = _short(name) if isinstance(name, str) else ""
         if short not in known:
-            has = ", ".join(["auto", *known])
-            raise ParameterError(f"providers: expected some of {has}, got {shown(name)}; use 'auto' or 'cpu'")
+            raise ParameterError(
+                f"providers: expected some of {', '.join(known)}, got {shown(name)}; "
+                "use 'cpu', or 'auto' by itself"
+            )
         full.append(known[short])
     if not full:
         raise ParameterError("providers: expected at least one, got none; use 'auto' or 'cpu'")

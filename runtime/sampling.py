@@ -91,7 +91,7 @@ class Sampler:
     """Chooses one token after another; remembers what it chose. One sampler serves one text."""
 
     def __init__(self, params: SamplingParams, vocab_size: int, context_ids: Sequence[int] = ()) -> None:
-        """`context_ids` is the text so far. Raises ParameterError on ids beyond the vocabulary."""
+        """`context_ids`: the text so far. Raises ParameterError on ids of `params` beyond the vocabulary."""
         for name in ("banned_tokens", "forced_tokens", "logit_bias"):
             for token in getattr(params, name):
                 if token >= vocab_size:

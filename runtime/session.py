@@ -26,7 +26,8 @@ from .container import shown
 from .encoding import encode
 from .engine import Blend, Engine, Floats, State
 from .errors import ParameterError, StateError
-from .state_file import MOST_HISTORY, RECENT, Identity, Saved, read_state, write_state
+from .parameters import RECENT
+from .state_file import MOST_HISTORY, Identity, Saved, read_state, write_state
 
 HISTORY = 64
 """Tokens that a session can be rewound by, unless it is made with another number."""
@@ -237,7 +238,8 @@ class Session:
                 break
             kept.insert(0, segment)
         runs, state_S = [segment.ids for segment in kept], self._engine.download(kept[0].state)
-        saved = Saved(self._position, state_S, runs, self.tokens, kept[-1].blend)
+        recent = list(self._recent)[-RECENT - history :]  # as many are left after it was rewound
+        saved = Saved(self._position, state_S, runs, recent, kept[-1].blend)
         write_state(Path(path), self.identity, saved)
 
     def _append(self, ids: list[int]) -> None:

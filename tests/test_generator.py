@@ -190,6 +190,12 @@ def test_a_callback_gets_the_pieces(gen):
     assert "".join(pieces) == generation.text
 
 
+def test_a_stop_text_that_the_last_byte_completes_ends_the_text(plain):
+    [half] = [i for i, data in enumerate(plain.vocabulary.following) if data == b"\xc3"]
+    generation = plain.generate(PROMPT, max_new_tokens=1, forced_tokens=[half], stop="\ufffd")
+    assert (generation.text, generation.finish_reason, generation.stop) == ("", "stop", "\ufffd")
+
+
 def test_cancelling_ends_the_text(gen):
     event = threading.Event()
     count = 0
@@ -208,6 +214,17 @@ def test_cancelling_ends_the_text(gen):
     cancelled = gen.stream(range(1, 300), max_new_tokens=5, cancel=lambda: True)
     assert list(cancelled) == []
     assert cancelled.generation.timing.prompt_tokens == 0, "a prompt is not read to its end either"
+
+
+def test_who_cancels_once_while_the_prompt_is_read_gets_no_text(gen):
+    def once():
+        answers = iter([False, True])
+        return lambda: next(answers, False)
+
+    alone = gen.generate([1] * 5000, max_new_tokens=3, cancel=once())
+    assert (alone.tokens, alone.finish_reason, alone.timing.prompt_tokens) == ([], "cancelled", 1024)
+    for one in gen.candidates([1] * 5000, 2, max_new_tokens=3, cancel=once()):
+        assert (one.tokens, one.finish_reason) == ([], "cancelled")
 
 
 def test_progress_tells_how_much_of_a_prompt_is_read(gen):
@@ -306,8 +323,6 @@ def test_the_context_of_a_session_counts_for_penalties(gen):
     session.feed([7] * 20)
     generation = gen.generate([7], session=session, max_new_tokens=20, no_repeat_ngram_size=1, seed=1)
     assert 7 not in generation.tokens
-    with pytest.raises(ParameterError, match="repetition_window: expected at most 1024, got 2000"):
-        gen.generate([7], no_repeat_ngram_size=1, repetition_window=2000)
 
 
 def test_nothing_before_a_text_is_none_and_not_an_empty_text(gen):
@@ -323,9 +338,13 @@ def test_wrong_parameters_are_refused_before_the_first_piece(gen):
         ({"temperature": -1}, "temperature"),
         ({"banned_tokens": [300]}, "banned_tokens: expected ids below 300"),
         ({"n": 2}, "unknown sampling parameter"),
+        ({"prior_strength": 0.5, "steer": 99}, "steer: expected a component from 0"),
+        ({"prior_strength": 0.5, "steer": {99: 2}}, "steer: expected a component from 0"),
     ):
         with pytest.raises(ParameterError, match=message):
             gen.stream(PROMPT, **params)
+    with pytest.raises(ParameterError, match="heal: expected a prompt of text, got ids"):
+        gen.stream([1, 2], heal=True)
     with pytest.raises(ParameterError, match="not valid Unicode"):
         gen.generate("\ud800")
     for prompt in ("\ud800", "Once upon \udfff", "\ud800 a ti"):

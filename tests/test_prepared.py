@@ -283,6 +283,11 @@ def test_only_the_cpu_takes_prepared_weights(cache, path, providers):
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("providers", ["CPUExecutionProvider", ("cpu",)])
+def test_the_cpu_has_several_names(cache, path, providers):
+    assert Generator.load(path, providers=providers, prepared=True).provider == "cpu"
+
+
 def test_a_footprint_can_be_that_of_prepared_weights(cache, path):
     measured = measure_footprint(path, ["int8"], tokens=1, repeats=1, prepared=True)
     assert measured.prepared

@@ -70,7 +70,7 @@ BAD = [
     ),
     (
         {"repetition_window": 0},
-        "repetition_window: expected an integer of at least 1 and at most 65536, got 0",
+        "repetition_window: expected an integer of at least 1 and at most 1024, got 0",
     ),
     (
         {"temperature": -1},
@@ -79,6 +79,12 @@ BAD = [
     ({"temperature": math.nan}, "temperature: expected a number from 0 to 100, got nan"),
     ({"temperature": "hot"}, "temperature: expected a number from 0 to 100, got 'hot'"),
     ({"temperature": None}, "temperature: expected a number from 0 to 100, got None"),
+    ({"temperature": 10**400}, "temperature: expected a number from 0 to 100, got 1000"),
+    ({"seed": 10**5000}, "18446744073709551615, got int that is too long to show"),
+    ({"stop": ["x" * 1000, ""]}, "xxx…; give a list"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias: expected an integer of at least 0, got '999"),
+    ({"repetition_window": 1025}, "repetition_window: expected an integer of at least 1 and at most 1024"),
+    ({"cls": 1}, "unknown sampling parameter: expected one of max_new_tokens, temperature"),
     ({"temperature": 1e-4}, "temperature: expected 0, or at least 0.001, got 0.0001; 0 is greedy"),
     ({"top_p": 1.5}, "top_p: expected a number from 0 to 1, got 1.5; 1 keeps all tokens"),
     ({"top_p": 0}, "top_p: expected a number above 0, got 0.0; use temperature=0 for greedy decoding"),
@@ -136,7 +142,7 @@ BAD = [
 @pytest.mark.parametrize(("params", "message"), BAD)
 def test_a_parameter_that_cannot_be_is_refused(params, message):
     with pytest.raises(ParameterError) as error:
-        SamplingParams.from_kwargs(**params)
+        SamplingParams.from_dict(params)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -180,7 +186,7 @@ params_strategy = st.fixed_dictionaries(
         "top_p": st.floats(0.01, 1),
         "min_p": st.floats(0, 1),
         "repetition_penalty": st.floats(0.1, 10),
-        "repetition_window": st.integers(8, 65536),
+        "repetition_window": st.integers(8, 1024),
         "no_repeat_ngram_size": st.integers(0, 8),
         "logit_bias": st.dictionaries(ids, st.floats(-100, 100)),
         "banned_tokens": st.lists(st.integers(0, 20)),

@@ -8,8 +8,8 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sdgm_edge.runtime.parameters import RECENT
 from sdgm_edge.runtime.session import HISTORY, SAVED_HISTORY
-from sdgm_edge.runtime.state_file import RECENT
 
 from sdgm_edge.runtime import Generator, ParameterError, StateError
 
@@ -232,6 +232,18 @@ def test_what_a_session_holds_does_not_grow(gen):
     assert session.tokens[-1] == 2999 % 300
     session.rewind(HISTORY)
     assert len(session.tokens) == RECENT, "the window stays full over a rewind"
+
+
+def test_a_loaded_session_that_is_rewound_remembers_as_many_tokens(gen, tmp_path):
+    session = gen.session()
+    session.feed(i % 300 for i in range(1500))
+    session.save(tmp_path / "s")
+    loaded = gen.load_session(tmp_path / "s")
+    assert loaded.tokens == session.tokens
+    for one in (session, loaded):
+        one.rewind(SAVED_HISTORY)
+    assert loaded.tokens == session.tokens
+    assert len(loaded.tokens) == RECENT
 
 
 def test_a_prompt_of_a_million_tokens_is_read_lazily(gen):
