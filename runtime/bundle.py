@@ -59,7 +59,8 @@ _MB = 1 << 20
 CAPS = {MANIFEST: 16 * _MB, CONFIG: _MB, TOKENIZER: 64 * _MB, GENERATION: _MB, MIXTURE: 256 * _MB, CARD: _MB}
 CAPS |= {LOOP: 64 * _MB}
 GRAPH_CAP = 2048 * _MB - 1  # protobuf's own limit
-_EXTERNAL = b"\n\x08location\x12"  # how a protobuf says where a tensor's external data lie
+_EXTERNAL = b"location"
+"""The key that names where a tensor's external data lie: whatever the order of fields, it stands as it is."""
 _STALE_SECONDS = 24 * 3600
 
 
@@ -249,8 +250,9 @@ def _check_self_contained(source: Source, name: str, where: object) -> None:
         before = b""
         while block := file.read(_MB):
             if _EXTERNAL in before + block:
+                remedy = "export it again with weights inside, and no name that holds the word"
                 raise invalid(
-                    where, f"{name} refers to other files", "all weights inside it", "external data"
+                    where, f"{name} refers to other files", "all weights inside it", "a location", remedy
                 )
             before = block[-len(_EXTERNAL) :]
 

@@ -10,8 +10,10 @@ import time
 import fuzz_bundle
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tiny
+from sdgm_edge.runtime.protobuf import changed, field
 
 from sdgm_edge.runtime import (
     BundleError,
@@ -326,6 +328,29 @@ def test_a_graph_that_keeps_its_weights_elsewhere_is_refused(tmp_path):
         BundleError, match=r"model\.onnx refers to other files: expected all weights inside it"
     ):
         read_bundle(path).graph()
+
+
+def value_before_key(tensor, **entries):
+    """The tensor with external data whose fields stand in the other order, which protobuf allows."""
+    made = [field(2, value.encode()) + field(1, key.encode()) for key, value in entries.items()]
+    return tensor.SerializeToString() + b"".join(field(13, entry) for entry in made)
+
+
+def test_external_data_are_refused_whatever_the_order_of_their_fields(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny.graph()
+    head = next(tensor for tensor in model.graph.initializer if tensor.name == "head")
+    data = head.raw_data
+    (tmp_path / "secret.bin").write_bytes(data)
+    model.graph.initializer.remove(head)
+    head.ClearField("raw_data")
+    head.data_location = onnx.TensorProto.EXTERNAL
+    tensor = value_before_key(head, location="secret.bin", offset="0", length=str(len(data)))
+    graph = changed(model.SerializeToString(), {7: lambda graph: bytes(graph) + field(5, tensor)})
+    onnxruntime.InferenceSession(graph)  # reads the file outside
+    path = tiny.write(tmp_path / "tiny.sdgm", {"model": graph})
+    with pytest.raises(BundleError, match=r"model\.onnx refers to other files: .*; export it again with"):
+        Generator.load(path)
 
 
 def test_memory_stays_low_whatever_is_declared(folder):
