@@ -37,6 +37,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _END = struct.Struct(
     "<4s4H2LH"
 )  # a zip's end record: signature, disks, counts, directory size and offset, comment
+_ZIP64_LOCATOR = 20
+"""Bytes of the record that stands before the end record where another one, of zip64, counts in its place."""
+_SIZE = r"[1-9]\d{0,8}"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \(((?:\d{1,9},? ?){0,4})\), \} *\n"
 )
@@ -150,17 +153,24 @@ class StoredZip(Source):
             size = file.seek(0, os.SEEK_END)
             if size < _END.size:
                 raise invalid(self._where, what, f"a zip of at least {_END.size} bytes", f"{size} bytes")
-            file.seek(-_END.size, os.SEEK_END)
-            signature, _, _, _, count, directory, offset, _ = _END.unpack(file.read(_END.size))
+            file.seek(max(0, size - _END.size - _ZIP64_LOCATOR))
+            tail = file.read()
+            signature, _, _, _, count, directory, offset, _ = _END.unpack(tail[-_END.size :])
             if signature != b"PK\5\6" or offset + directory + _END.size != size:
                 raise invalid(self._where, what, "a zip's end record in the last 22 bytes", "something else")
+            if tail.startswith(b"PK\6\7"):
+                raise invalid(self._where, what, "a zip of less than 4 GiB", "records of zip64")
             if count > MAX_ENTRIES or directory > MAX_ENTRIES * 1024:
                 raise invalid(
                     self._where, what, f"at most {MAX_ENTRIES} entries", f"{count} in {directory} bytes"
                 )
             try:
                 with zipfile.ZipFile(file) as archive:
-                    stored = sum(info.file_size for info in archive.infolist())
+                    entries = archive.infolist()
+                    if len(entries) != count:
+                        told = f"as many entries as it tells, {count}"
+                        raise invalid(self._where, what, told, len(entries))
+                    stored = sum(info.file_size for info in entries)
                     if stored > size:
                         raise invalid(
                             self._where, what, f"entries of at most {size} bytes", f"{stored} bytes"

@@ -86,6 +86,27 @@ def test_too_many_entries_are_refused():
         stored(zip_bytes([(f"f{i}", b"") for i in range(MAX_ENTRIES + 1)]))
 
 
+def test_records_of_zip64_are_refused():
+    many = zip_bytes([(f"f{i}", b"") for i in range(MAX_ENTRIES + 1)])
+    directory, end = many.index(b"PK\1\2"), many.index(b"PK\5\6")
+    count, size = MAX_ENTRIES + 1, end - directory
+    large = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, directory)
+    large += struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+    small = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 0, end + len(large), 0)
+    data = many[:end] + large + small
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert len(archive.namelist()) == count, "the record of zip64 counts, and the other one does not"
+    with pytest.raises(BundleError, match="expected a zip of less than 4 GiB, got records of zip64"):
+        stored(data)
+
+
+def test_a_zip_with_more_entries_than_it_tells_is_refused():
+    data = bytearray(zip_bytes([(f"f{i}", b"") for i in range(MAX_ENTRIES + 1)]))
+    data[-14:-10] = struct.pack("<2H", 1, 1)
+    with pytest.raises(BundleError, match=f"expected as many entries as it tells, 1, got {MAX_ENTRIES + 1}"):
+        stored(bytes(data))
+
+
 @pytest.mark.parametrize("cut", [0, 1, 21, 22, 40, 90])
 def test_a_cut_zip_is_refused(cut):
     with pytest.raises(BundleError, match="damaged or not a bundle"):
