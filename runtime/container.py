@@ -45,6 +45,7 @@ _NPY_HEADER = re.compile(
 )
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
+    KeyError,  # an entry that is no longer there
     NotImplementedError,
     RuntimeError,
     ValueError,

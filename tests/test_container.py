@@ -132,6 +132,15 @@ def test_an_encrypted_entry_is_refused():
         stored(bytes(data)).read("a")
 
 
+def test_an_entry_that_went_away_after_the_zip_was_looked_at_is_told(tmp_path):
+    path = tmp_path / "x.sdgm"
+    path.write_bytes(zip_bytes([("a", b"1"), ("b", b"2")]))
+    source = open_source(path)
+    path.write_bytes(zip_bytes([("a", b"1")]))
+    with pytest.raises(BundleError, match=r"expected a readable zip, got .*There is no item named"):
+        source.read("b")
+
+
 def test_a_folder_reads_regular_files_alone(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "sub").mkdir()
