@@ -41,7 +41,8 @@ _ZIP64_LOCATOR = 20
 """Bytes of the record that stands before the end record where another one, of zip64, counts in its place."""
 _SIZE = r"[1-9]\d{0,8}"
 _NPY_HEADER = re.compile(
-    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \(((?:\d{1,9},? ?){0,4})\), \} *\n"
+    r"\{'descr': '<f4', 'fortran_order': False, "
+    rf"'shape': \((|{_SIZE},|{_SIZE}(?:, {_SIZE}){{1,3}})\), \}} *\n".encode()
 )
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -245,6 +246,7 @@ def encode_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def decode_arrays(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
     """The arrays of an uncompressed `.npz`: finite float32 in C order and nothing else, no pickle."""
+    plain = "plain float32 in C order, no size of 0"
     source = StoredZip(lambda: io.BytesIO(data), where)
     arrays = {}
     for member in source.sizes:
@@ -252,7 +254,7 @@ def decode_arrays(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
         start = 10 + int.from_bytes(content[8:10], "little")
         header = _NPY_HEADER.fullmatch(content, 10, start)
         if content[:8] != b"\x93NUMPY\1\0" or not header:
-            raise invalid(where, f"array {name}", "plain float32 in C order", shown(content[10:start]))
+            raise invalid(where, f"array {name}", plain, shown(content[10:start]))
         shape = tuple(int(n) for n in header[1].split(b",") if n.strip())
         if 4 * prod(shape) != len(content) - start:
             raise invalid(

@@ -228,6 +228,14 @@ def test_an_array_shorter_or_longer_than_its_shape_is_refused():
             decode_arrays(zip_bytes([("means.npy", wrong)]), "gmm.npz")
 
 
+@pytest.mark.parametrize("shape", ["5 6", "5 6, ", "0, 999999999, 999999999, 999999999", "0, ", "01, ", ", "])
+def test_a_shape_that_numpy_does_not_write_is_refused(shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n".encode()
+    member = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header
+    with pytest.raises(BundleError, match="array means: expected plain float32 in C order, no size of 0"):
+        decode_arrays(zip_bytes([("means.npy", member)]), "gmm.npz")
+
+
 def test_shown_is_one_short_line():
     assert shown("a\nb") == "'a\\nb'"
     assert len(shown("x" * 1000)) == 60
