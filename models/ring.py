@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from .compiling import uncompiled
-from .scan import CHUNK, scan_chunks
+from .scan import scan_chunks
 
 FEW = 512
 """Atoms of all sequences up to which a CPU spends more time on beginning a step than on the step."""
@@ -89,7 +89,6 @@ def ring_chunks(v_TBK: Tensor, f_TBK: Tensor, omega_K: Tensor, z_B2K: Tensor) ->
     cos, sin = torch.cos(angle).float(), torch.sin(angle).float()
     b_TBK = (1 - f_TBK) * v_TBK
     turned_TB2K = torch.stack([b_TBK * cos, -b_TBK * sin], dim=2)
-    chunk = CHUNK if v_TBK.is_cuda else CHUNK // 2  # which costs a CPU no more, and holds numbers of any size
-    h = scan_chunks(f_TBK.log()[:, :, None], turned_TB2K, z_B2K, chunk)
+    h = scan_chunks(f_TBK.log()[:, :, None], turned_TB2K, z_B2K)
     real, imag = h.unbind(2)
     return torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=2)

@@ -47,6 +47,17 @@ def test_an_undamped_atom_that_is_not_struck_turns_by_its_frequency():
     torch.testing.assert_close(z[-1, 0, :, 0], torch.tensor([math.cos(2.1), math.sin(2.1)]))
 
 
+@pytest.mark.parametrize("reaches", [1.0, 1e-6, 1e-9])
+def test_chunks_hold_small_gradients_at_the_strongest_damping(reaches):
+    v, _, omega, z = problem(64)
+    f = torch.full_like(v, math.exp(LOG_DECAY_FLOOR), requires_grad=True)
+    inputs = [v, f, omega, z]
+    expected = torch.autograd.grad(ring_naive(*(t.double() for t in inputs)).sum() * reaches, inputs)
+    got = torch.autograd.grad(ring_chunks(*inputs).sum() * reaches, inputs)
+    for a, e in zip(got, expected, strict=True):
+        assert (a - e).norm() < 1e-2 * e.norm()
+
+
 def test_chunks_hold_large_numbers_at_the_strongest_damping():
     v, f = torch.full((64, 1, 2), 1e6), torch.full((64, 1, 2), math.exp(LOG_DECAY_FLOOR))
     omega, z = torch.tensor([0.0, 2.0]), torch.zeros(1, 2, 2)
