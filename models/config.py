@@ -10,6 +10,8 @@ from .baselines import MIXERS
 
 SPECTRAL = ("ringing", "clock")
 LAYERS = (*SPECTRAL, *MIXERS)
+OF_SOME = frozenset({"num_atoms", "turning", "conv_width", "activation", "quickest", "atom_dropout"})
+"""Fields that some layers heed and others do not."""
 ACTIVATIONS = ("softmax", "tanh", "gelu", "silu", "identity")
 
 
@@ -83,6 +85,15 @@ class ModelConfig:
     def spectral(self) -> bool:
         """Whether the layers are atoms of a dictionary: an SDGM, and no baseline."""
         return self.layer in SPECTRAL
+
+    @property
+    def unheeded(self) -> frozenset[str]:
+        """Fields that change nothing here."""
+        if not self.spectral:
+            heeded = MIXERS[self.layer].reads
+        else:
+            heeded = OF_SOME if self.layer == "ringing" else OF_SOME - {"turning", "quickest"}
+        return OF_SOME - heeded | (frozenset() if self.copy_window else {"copy_width"})
 
     @property
     def windowed(self) -> bool:

@@ -39,7 +39,7 @@ class MixerBlock(nn.Module):
     def forward(self, x_TBD: Tensor, state: State, position: int) -> tuple[Tensor, State]:
         """Return the stream and the mixer's new state."""
         mixed, state = self.mixer(self.norm(x_TBD), state, position)
-        x_TBD = x_TBD + self.dropout(mixed)
+        x_TBD = x_TBD + (mixed if self.mixer.drops_atoms else self.dropout(mixed))
         if self.unit is not None:
             x_TBD = x_TBD + self.dropout(self.unit(self.unit_norm(x_TBD)))
         return x_TBD, state

@@ -182,9 +182,9 @@ def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
             model = scaled(preset("paper", **settings), terms.num_parameters)
         else:
             layer = PRODUCT if name == "sdgm" else name
-            if layer == PRODUCT:
-                settings["atom_dropout"] = base.model.atom_dropout
             model = sized(layer, terms.num_parameters, **settings)
+            if "atom_dropout" not in model.unheeded:
+                model = replace(model, atom_dropout=base.model.atom_dropout)
         training = replace(base.training, **{**(terms.training or {}), "seed": seed})
         loss = base.loss if name == "sdgm" else LossWeights()
         config = replace(base, corpus=terms.corpus, model=model, loss=loss, training=training)
@@ -210,6 +210,8 @@ def _changed(config: RunConfig, changes: dict[str, str]) -> RunConfig:
             raise ValueError(f"a key must be one of {', '.join([*SHORT, *sorted(known)])}, got {key!r}")
         new[known[key]][key] = _value(key, text, getattr(tables[known[key]], key))
     model, loss, training = (replace(table, **new[name]) for name, table in tables.items())
+    if unheeded := model.unheeded & new["model"].keys():
+        raise ValueError(f"{min(unheeded)} changes nothing in a model of layer {model.layer!r}: leave it out")
     return replace(config, model=model, loss=loss, training=training)
 
 

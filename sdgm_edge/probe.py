@@ -160,7 +160,15 @@ class Probe:
             num_parameters=self.num_parameters,
             window=self.window,
         )
-        return replace(entry_config(entry, terms, self.seed).model, dropout=0.0, atom_dropout=0.0)
+        found, plain = (entry_config(name, terms, self.seed) for name in (entry, entry.partition(":")[0]))
+        nothing: dict[str, Any] = {"dropout": 0.0, "atom_dropout": 0.0, "embedding_dropout": 0.0}
+        asked = any(getattr(found.model, name) != getattr(plain.model, name) for name in nothing)
+        if asked or replace(found, model=plain.model) != plain:
+            raise ConfigError(
+                f"{entry}: expected fields of the model alone, and none of dropout: "
+                "a probe trains all models alike, and drops nothing"
+            )
+        return replace(found.model, **nothing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from sdgm_edge.models.config import LAYERS, OF_SOME
 from test_training import StopAfter
 
 from sdgm_edge import trial as trials
@@ -30,7 +33,7 @@ from sdgm_edge.compare import (
 from sdgm_edge.config import CorpusConfig
 from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
-from sdgm_edge.models import MIXERS, count_parameters
+from sdgm_edge.models import MIXERS, ModelConfig, build_model, count_parameters
 from sdgm_edge.report import COLUMNS, make_report
 from sdgm_edge.run import locked
 from sdgm_edge.runtime import ConfigError, ContextCost, DivergedError, ParityError, RunError
@@ -383,6 +386,42 @@ def test_every_model_can_have_a_pointer(place, terms, corpus, here, monkeypatch)
     note = f"by their own settings: lstm:copy_window=0 ({changed / 20_000 - 1:+.0%})."
     assert note in report.markdown()
     assert "by their own settings" not in make_report(outcomes[:3], pointing, corpus).markdown()
+
+
+@pytest.mark.parametrize("field", sorted(OF_SOME))
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_field_is_heeded_by_a_layer_or_refused(layer, field):
+    base = ModelConfig(
+        vocab_size=50, layer=layer, num_layers=2, width=16, num_atoms=8, window=8, conv_width=3
+    )
+    value = {"activation": "tanh", "turning": 0.0, "atom_dropout": 0.5, "quickest": 1.0}.get(field, 5)
+    ids = torch.arange(12).view(6, 2)
+
+    def made(config):
+        torch.manual_seed(0)
+        model = build_model(config).train()
+        return model(ids).logits_BTV, [parameter.shape for parameter in model.parameters()]
+
+    logits, shapes = made(replace(base, **{field: value}))
+    plain, plain_shapes = made(base)
+    same = shapes == plain_shapes and torch.equal(logits, plain)
+    assert same == (field in base.unheeded)
+
+
+def test_settings_that_change_nothing_are_refused(terms):
+    for entry, told in (
+        ("lstm:K=7", "num_atoms changes nothing in a model of layer 'lstm': leave it out"),
+        ("gpt2:turning=0", "turning changes nothing in a model of layer 'gpt2'"),
+        ("sdgm:copy_width=8", "copy_width changes nothing"),
+    ):
+        with pytest.raises(ConfigError, match=f"{entry}: {told}"):
+            entry_config(entry, replace(terms, copy_window=0), 0)
+
+
+def test_recurrences_of_atoms_are_regularised_alike(terms):
+    for name in ("sdgm", "gated-recurrence"):
+        assert entry_config(name, replace(terms, protocol="best"), 0).model.atom_dropout == 0.1
+    assert entry_config("lstm", replace(terms, protocol="best"), 0).model.atom_dropout == 0
 
 
 def test_a_model_that_diverges_is_reported_as_diverged(terms, corpus, tmp_path, monkeypatch):

@@ -122,6 +122,14 @@ def test_nothing_is_dropped_from_a_text_that_is_made_anew(entry):
     assert (model.dropout, model.atom_dropout, model.embedding_dropout) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("entry", ["sdgm:lr=1e-6", "sdgm:optimizer=muon", "sdgm:dropout=0.4", "sdgm:alpha=1"])
+def test_what_a_probe_does_not_heed_is_refused(entry):
+    with pytest.raises(
+        ConfigError, match=f"{entry}: expected fields of the model alone, and none of dropout"
+    ):
+        Probe().model(entry)
+
+
 def test_findings_are_kept(tmp_path):
     told = []
     first = probe(["sdgm", "gpt2"], ["needle", "recall"], TINY, tmp_path, told.append)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..layers import LockedDropout
 from ..scan import scan_chunks, scan_steps
 from ..strikes import Striking, new_damping
 from .mixer import Layout, Mixer, State
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
 class GatedRecurrence(Mixer, Striking):
     """K leaky integrators, whose leak each token sets."""
 
+    reads = frozenset({"num_atoms", "conv_width", "activation", "quickest", "atom_dropout"})
+    drops_atoms = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self._add_strikes(config)
         self.damping = nn.Parameter(new_damping(config))
+        self.dropout = LockedDropout(config.atom_dropout)
         self.output = nn.Linear(config.num_atoms, config.width, bias=False)
 
     @staticmethod
@@ -42,7 +47,7 @@ class GatedRecurrence(Mixer, Striking):
         scan = scan_chunks if v.is_cuda else scan_steps
         v, f = (part[:, :, None] for part in (v, f))  # (T, B, 1, K)
         h = scan(f.log() if v.is_cuda else f, (1 - f) * v, state[1][:, None]).squeeze(2)
-        return self.output(g * h), (conv, h[-1])
+        return self.output(self.dropout(g * h)), (conv, h[-1])
 
     def naive(self, x_TD: Tensor) -> Tensor:
         """As the formula reads."""

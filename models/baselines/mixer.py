@@ -37,6 +37,11 @@ class Mixer(nn.Module, ABC):
     unit: ClassVar[type[nn.Module]] = GatedUnit
     """What follows the mixer, made from (width, hidden width)."""
 
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config that it heeds, of those that not all layers do: `config.OF_SOME`."""
+    drops_atoms: ClassVar[bool] = False
+    """Whether it drops atoms, so that nothing of what it adds is dropped."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class LocalConcatenation(Mixer):
     """A linear map of the last tokens, order known."""
 
+    reads = frozenset({"conv_width"})
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.taps = config.conv_width

@@ -28,6 +28,8 @@ DEGREE = 2
 class PolynomialMixer(Mixer):
     """A gated mean of polynomial features."""
 
+    reads = frozenset({"num_atoms"})
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         D, K = config.width, config.num_atoms
