@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdgm_edge.runtime import CorpusError
+from sdgm_edge.runtime import ConfigError, CorpusError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,10 @@ class Lanes:
 
     def __post_init__(self) -> None:
         if self.batch_size % self.world:
-            raise ValueError(f"batch_size {self.batch_size} does not divide over {self.world} processes")
+            raise ConfigError(
+                f"training.batch_size: expected a multiple of the {self.world} processes, "
+                f"got {self.batch_size}"
+            )
         needed = self.batch_size * self.window + 1
         if len(self.tokens) < needed:
             raise CorpusError(

@@ -14,14 +14,15 @@ from sdgm_edge.config import TrainingConfig
 DYNAMICS = ("omega", "damping", "frequency")
 """Parameters of the atoms' motion, which have a learning rate of their own."""
 
-OF_WORDS = ("embedding.weight", "conv.weight")
-"""Matrices that are tables of vectors and map nothing: Muon leaves them to AdamW."""
+TABLES = ("embedding.weight", "positions.weight", "conv.weight", "amplitude", "phase", "low", "high", "gain")
+"""What has rows and columns and maps no vector to another: Muon leaves it to AdamW."""
 
 
 class Optimizer:
     """One or more of torch's optimizers that step together.
 
-    Matrices alone decay, never biases, gains, frequencies or dampings. `muon` gives every matrix that maps
+    What has rows and columns decays, tables among it; a vector never does: a bias, the gain of a norm, a
+    frequency, a damping. `muon` gives every matrix that maps
     one vector to another an update whose singular values are all alike, of the size that AdamW's would have,
     so that one learning rate serves both.
     """
@@ -34,7 +35,7 @@ class Optimizer:
                 kind = "dynamics"
             elif parameter.ndim < 2:
                 kind = "vectors"
-            elif config.optimizer == "muon" and parameter.ndim == 2 and not name.endswith(OF_WORDS):
+            elif config.optimizer == "muon" and parameter.ndim == 2 and not name.endswith(TABLES):
                 kind = "maps"
             else:
                 kind = "matrices"

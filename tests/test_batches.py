@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sdgm_edge.batches import Lanes
-from sdgm_edge.runtime import CorpusError
+from sdgm_edge.runtime import ConfigError, CorpusError
 
 
 def lanes(count=1000, **changes):
@@ -54,5 +54,5 @@ def test_so_many_windows_are_fresh_and_the_same_ones_for_all_processes():
 def test_too_little_text_and_uneven_processes_are_told():
     with pytest.raises(CorpusError, match="has 40 tokens, but 4 windows of 10 need 41: give more text"):
         lanes(40)
-    with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 processes"):
+    with pytest.raises(ConfigError, match="batch_size: expected a multiple of the 3 processes, got 4"):
         lanes(world=3)
