@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .prepared import Prepared, cache_folder, prepare
     from .providers import open_graph
     from .sampling import Sampled, Sampler
-    from .scoring import Score, count_words, score_chunks, token_nlls
+    from .scoring import Score, count_words, score_chunks, token_nlls, with_line_end
     from .session import Session
     from .shipped import pretrained
     from .speed import Speed, SpeedTest, Spent, measure_speed, pinned, spent, time_graph
@@ -104,6 +104,7 @@ _LAZY = {
     "count_words": "scoring",
     "score_chunks": "scoring",
     "token_nlls": "scoring",
+    "with_line_end": "scoring",
     "Session": "session",
     "pretrained": "shipped",
     "Speed": "speed",
@@ -203,6 +204,7 @@ __all__ = [
     "time_graph",
     "token_nlls",
     "verify",
+    "with_line_end",
     "write_bundle",
 ]
 

@@ -31,7 +31,7 @@ from .mixture import Mixture
 from .parameters import SamplingParams
 from .prepared import prepare
 from .providers import names_cpu
-from .scoring import Score, score_chunks, token_nlls
+from .scoring import Score, score_chunks, token_nlls, with_line_end
 from .session import HISTORY, Segment, Session, load_session
 from .state_file import Identity
 from .text import Vocabulary
@@ -292,7 +292,7 @@ class Generator:
 
         def nlls() -> Iterator[NDArray[np.float64]]:
             nonlocal seen
-            for ids, nll_T in self._nlls(text):
+            for ids, nll_T in self._nlls(text if self.vocabulary.byte_level else with_line_end(text)):
                 seen = seen or unknown_id in ids
                 yield nll_T
 

@@ -35,6 +35,11 @@ def count_words(text: str) -> int:
     return len(text.split()) + text.count("\n") + (text != "" and not text.endswith("\n"))
 
 
+def with_line_end(text: str) -> str:
+    """The text with an end of its last line, for models of words, to which that is an `<eos>` to predict."""
+    return text if text.endswith("\n") or not text else text + "\n"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """A model's score on a text."""

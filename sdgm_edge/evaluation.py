@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from sdgm_edge.losses import vocabulary_nll
 from sdgm_edge.models import LanguageModel
-from sdgm_edge.runtime import Score
+from sdgm_edge.runtime import Score, with_line_end
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
 WINDOW = 256
@@ -23,7 +24,7 @@ OVERLAPPING = 1 << 14
 
 def score(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Score:
     """Score a text from its first token to its last, as `runtime.scoring` defines the figures."""
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(with_line_end(text) if tokenizer.kind == "word" else text)
     has_unk = tokenizer.kind == "word" and tokenizer.token_id(UNKNOWN) in ids
     return Score.of(text, total_nll(model, np.array([BEGIN_ID, *ids])), len(ids), has_unk=has_unk)
 
@@ -39,6 +40,11 @@ def total_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: int = 1)
     with _evaluating(model):
         total, state = _read(model, tokens, np.arange(lanes) * length, length, model.initial_state(lanes))
         return total + _read(model, tokens, np.array([lanes * length]), rest, state[-1:])[0]
+
+
+def perplexity(nll: float, count: int) -> float:
+    """Return e^(nll / count), or what is left of it in a float where a model has gone astray."""
+    return math.exp(min(700.0, nll / max(1, count)))
 
 
 @contextmanager

@@ -41,7 +41,7 @@ VOCABULARY_BYTES = 1 << 28
 HELDOUT_BYTES = 200_000
 _PIECE = 1 << 15  # the size at which `tokenizers` is quickest
 _BATCH = 64  # pieces
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,15 +219,16 @@ class _Counts:
 
     def follow(self, document: Document) -> Iterator[str]:
         """The pieces of `document`, counted."""
-        inside = False  # a word went on to the end of the last piece
+        inside, last = False, "\n"  # whether a word went on to the end of the last piece, and that end
         for piece in document.pieces(_PIECE):
             data = piece.encode()
             self.digest.update(data)
             self.num_bytes += len(data)
             self.num_lines += piece.count("\n")
             self.num_words += len(piece.split()) - (inside and not piece[0].isspace())
-            inside = not piece[-1].isspace()
+            inside, last = not piece[-1].isspace(), piece[-1]
             yield piece
+        self.num_lines += last != "\n"  # as `count_words` does
 
 
 def _tokens(documents: Iterable[Document], tokenizer: Tokenizer, counts: _Counts) -> Iterator[list[int]]:

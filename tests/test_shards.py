@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sdgm_edge import shards
-from sdgm_edge.runtime import ConfigError, CorpusError
+from sdgm_edge.evaluation import score, total_nll
+from sdgm_edge.models import build_model, preset
+from sdgm_edge.runtime import ConfigError, CorpusError, count_words
 from sdgm_edge.shards import Corpus, build_shard, prepare_corpus, split_documents
 from sdgm_edge.sources import Document, open_documents
 from sdgm_edge.tokenization import BEGIN_ID, train_bpe, train_words
@@ -56,7 +59,7 @@ def test_bpe_shard_is_the_documents_each_after_a_begin_token(tmp_path_factory, t
     assert len(shard) == len(expected)
     assert shard.num_bytes == len("".join(texts).encode())
     assert shard.num_words == sum(len(content.split()) for content in texts)
-    assert shard.num_lines == "".join(texts).count("\n")
+    assert shard.num_words + shard.num_lines == sum(map(count_words, texts))
 
 
 def test_word_shard_counts_as_published(text: Path, cache: Path) -> None:
@@ -70,6 +73,20 @@ def test_word_document_ends_with_end_of_line(tmp_path: Path, cache: Path) -> Non
     (tmp_path / "a.txt").write_text("a b")
     shard = build_shard(open_documents([tmp_path], cache), train_words(["a b"]), cache)
     assert shard.tokens.tolist() == [0, 2, 3, 0]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_an_unfinished_last_line_is_counted_and_scored_as_one(tmp_path: Path, cache: Path, kind: str) -> None:
+    text = "a b c\nd e f\n" * 300 + "a b"
+    (tmp_path / "t.txt").write_text(text)
+    settings = {"tokenizer_kind": kind, "vocab_size": 260 if kind == "bpe" else None}
+    corpus = prepare_corpus([tmp_path / "t.txt"], [tmp_path / "t.txt"], cache=cache, **settings)
+    torch.manual_seed(0)
+    model = build_model(preset("edge-nano", vocab_size=corpus.tokenizer.vocab_size, width=16, num_atoms=8))
+    scored = score(model, corpus.tokenizer, text)
+    assert scored.num_words == corpus.valid.num_words + corpus.valid.num_lines
+    assert scored.num_tokens == len(corpus.valid) - 1
+    assert scored.nll == pytest.approx(total_nll(model, corpus.valid.tokens))
 
 
 def test_words_are_counted_across_pieces(tmp_path: Path, cache: Path) -> None:
