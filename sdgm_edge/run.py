@@ -54,10 +54,13 @@ def new_folder(root: Path, config: RunConfig) -> Path:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise RunError where a folder holds something already that a new run would write over."""
+    """Raise RunError where a folder holds something already that a new run would write over.
+
+    A run that ended before its first checkpoint is nothing to go on with: a new one takes its place.
+    """
     if (folder / "manifest.json").exists():
         raise RunError(f"{folder} holds a bundle: expected a folder for a run; choose another --out")
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*-*")):
         raise RunError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
 
 

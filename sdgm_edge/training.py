@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +29,7 @@ from sdgm_edge import checkpoint
 from sdgm_edge.batches import Lanes
 from sdgm_edge.checkpoint import Checkpoint
 from sdgm_edge.config import RunConfig
-from sdgm_edge.evaluation import mixing_sample, total_nll
+from sdgm_edge.evaluation import mixing_sample, perplexity, total_nll
 from sdgm_edge.losses import Objective, Terms
 from sdgm_edge.models import Features, build_model
 from sdgm_edge.optimizers import Optimizer, learning_rate
@@ -138,14 +140,14 @@ class Trainer:
         if compiled:
             self.objective.compile()
         self.optimizer = Optimizer(self.model, t)
-        self.averaged = build_model(config.model).to(device).eval() if t.ema_decay else self.model
-        self.averaged.load_state_dict(self.model.state_dict())
+        self.averaged = deepcopy(self.model).eval() if t.ema_decay else self.model
         bf16 = supports_bf16(device) if precision == "auto" else precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         self.state = self.model.initial_state(t.batch_size // group.world)
-        self.reservoir = Reservoir(RESERVOIR, config.model.mixing_size)
+        self.reservoir = Reservoir(RESERVOIR, config.model.mixing_size) if config.loss.prior else None
         self.prior: Arrays | None = None
         self.step = self.stale = 0
+        self.seconds = 0.0  # of the sessions before this one
         self.best = math.inf
         self.total = t.max_steps or t.epochs * self.lanes.steps_per_epoch
         self.validate_every = t.valid_steps or self.lanes.steps_per_epoch
@@ -176,7 +178,7 @@ class Trainer:
     def run(self, stopped: threading.Event, on_step: Callable[[Progress], None]) -> Summary:
         """Train to the end; save, and raise `Interrupted`, when `stopped` is set."""
         t, first, began = self.config.training, self.step, time.perf_counter()
-        saved = began
+        self.began = saved = began
         mark = (began, self.step)  # since when, and from which step, speed is measured
         check_every = 1 if self.device.type == "cpu" else 10  # reading a GPU's loss makes it wait
         tokens = t.batch_size * self.config.model.window
@@ -212,11 +214,11 @@ class Trainer:
         return Summary(
             self.folder,
             self.step,
-            seconds,
+            self.seconds + seconds,
             self.model.num_parameters,
             (self.step - first) * tokens / seconds,
-            math.exp(nll / max(1, len(self.corpus.valid) - 1)),
-            math.exp(nll / _words(self.corpus)),
+            perplexity(nll, len(self.corpus.valid) - 1),
+            perplexity(nll, _words(self.corpus)),
         )
 
     def train_step(self) -> tuple[Terms, Features, float]:
@@ -239,7 +241,7 @@ class Trainer:
         if t.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
         self.optimizer.step(rate)
-        if self.group.leads:
+        if self.reservoir is not None and self.group.leads:
             self.reservoir.add(features.mixing_TBM, seed=t.seed + self.step)
         self.step += 1
         if t.ema_decay:
@@ -253,14 +255,17 @@ class Trainer:
     def _finite(self, loss: Tensor, rate: float) -> float:
         value = float(loss.detach())
         if self.group.any(not math.isfinite(value), self.device):
-            self._close()
-            kept = checkpoint.existing(self.folder / "checkpoints", "last")
-            raise DivergedError(
-                f"the loss is {value} at step {self.step}, learning rate {rate:.2e}: try a lower "
-                "training.learning_rate, a longer training.warmup or a smaller training.clip; "
-                + (f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet")
-            )
+            raise self._diverged(f"the loss is {value} at step {self.step}, learning rate {rate:.2e}")
         return value
+
+    def _diverged(self, what: str) -> DivergedError:
+        self._close()
+        kept = checkpoint.existing(self.folder / "checkpoints", "last")
+        return DivergedError(
+            f"{what}: try a lower training.learning_rate, a longer training.warmup or a smaller "
+            "training.clip; "
+            + (f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet")
+        )
 
     def _record(self, terms: Terms, features: Features, rate: float, speed: float) -> None:
         measured = terms._asdict()
@@ -278,7 +283,9 @@ class Trainer:
         if self.group.leads:
             nll += total_nll(self.averaged, self.corpus.valid.tokens, lanes=VALID_LANES)
         value = float(self.group.share(nll))
-        word_perplexity = math.exp(min(700, value / _words(self.corpus)))
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss of the validation text is {value} after step {self.step}")
+        word_perplexity = perplexity(value, _words(self.corpus))
         if value < self.best:
             self.best, self.stale = value, 0
             if self.group.leads:
@@ -290,21 +297,21 @@ class Trainer:
         else:
             self.stale += 1
         if self.recorder is not None:
-            per_token = math.exp(min(700, value / max(1, len(self.corpus.valid) - 1)))
+            per_token = perplexity(value, len(self.corpus.valid) - 1)
             self.recorder.add(
                 self.step,
                 self.epoch,
                 {"valid_token_perplexity": per_token, "valid_word_perplexity": word_perplexity},
             )
             draw_curve(self.folder)
-        if self.config.loss.prior:
-            self._refit()
+        if self.reservoir is not None:
+            self._refit(self.reservoir.collected())
         return word_perplexity
 
-    def _refit(self) -> None:
-        if self.group.leads:
-            t = self.config.training
-            self.prior = fit_mixture(self.reservoir.collected(), t.num_components, self.prior, t.seed)
+    def _refit(self, vectors: NDArray[np.float32]) -> None:
+        t = self.config.training
+        if self.group.leads and len(vectors) >= t.num_components:
+            self.prior = fit_mixture(vectors, t.num_components, self.prior, t.seed)
             install(self.objective, self.prior)
         for buffer in self.objective.buffers(recurse=False):
             self.group.share(buffer)
@@ -333,18 +340,21 @@ class Trainer:
     def _save(self) -> float:
         state = self.group.gather(self.state)
         if self.group.leads:
-            tensors = {"state": state, "reservoir": self.reservoir.vectors}
+            tensors = {"state": state}
             tensors |= {f"model.{name}": t for name, t in self.model.state_dict().items()}
             if self.config.training.ema_decay:
                 tensors |= {f"average.{name}": t for name, t in self.averaged.state_dict().items()}
             tensors |= {f"optimizer.{name}": t for name, t in self.optimizer.moments().items()}
+            if self.reservoir is not None:
+                tensors["reservoir"] = self.reservoir.vectors
             if self.prior is not None:
                 tensors |= {f"prior.{name}": torch.from_numpy(a) for name, a in self.prior.items()}
             values: dict[str, Any] = {
                 "step": self.step,
                 "best": self.best if math.isfinite(self.best) else None,
                 "stale": self.stale,
-                "num_collected": self.reservoir.num_added,
+                "num_collected": self.reservoir.num_added if self.reservoir is not None else 0,
+                "seconds": self.seconds + time.perf_counter() - self.began,
                 "corpus": self.corpus.train.sha256,
             }
             checkpoint.save(Checkpoint(tensors, values), self.folder / "checkpoints", "last", self.step)
@@ -367,8 +377,10 @@ class Trainer:
         self.optimizer.restore(saved.part("optimizer"))
         share = len(self.state)
         self.state = saved.tensors["state"][self.group.rank * share :][:share].to(self.device)
-        self.reservoir.vectors = saved.tensors["reservoir"]
-        self.reservoir.num_added = values["num_collected"]
+        if self.reservoir is not None:
+            self.reservoir.vectors = saved.tensors["reservoir"]
+            self.reservoir.num_added = values["num_collected"]
+        self.seconds = values.get("seconds", 0.0)
         if prior := saved.part("prior"):
             self.prior = {name: tensor.numpy() for name, tensor in prior.items()}
             install(self.objective, self.prior)

@@ -24,7 +24,7 @@ from sdgm_edge import checkpoint, child, training
 from sdgm_edge.config import RunConfig
 from sdgm_edge.evaluation import overlapping_nll, reconstruction_cosine, total_nll
 from sdgm_edge.parallel import Group
-from sdgm_edge.process import pick_device
+from sdgm_edge.process import keep_memory, pick_device
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run
 from sdgm_edge.runtime import DivergedError, RunError, Score, replacing
@@ -164,6 +164,8 @@ def _for_minutes(trial: Trial, corpus: Corpus, folder: Path) -> RunConfig:
     model = replace(trial.config.model, vocab_size=corpus.tokenizer.vocab_size)
     config = replace(trial.config, model=model)
     place = pick_device(trial.device)
+    if place.type == "cpu":
+        keep_memory()  # as `train` does, or steps would seem to take longer
     trainer = training.Trainer(config, corpus, folder, place, Group(), trial.precision, False)
     for _ in range(WARM_STEPS):
         trainer.train_step()

@@ -11,6 +11,8 @@ from sdgm_edge.runtime import RunError
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
     check_unused(tmp_path)
     (tmp_path / "config.json").touch()
+    check_unused(tmp_path)  # of a run that ended before its first checkpoint
+    (tmp_path / "checkpoints/last-000000001").mkdir(parents=True)
     with pytest.raises(RunError, match="holds a run already: go on with it by --resume"):
         check_unused(tmp_path)
     (tmp_path / "manifest.json").touch()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,46 @@ def test_a_loss_that_is_no_number_stops_with_what_to_try(corpus, tmp_path):
     ):
         train(settings, corpus, tmp_path / "run", on_step=poison)
     assert all(tensor.isfinite().all() for tensor in final(tmp_path / "run").values())
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_begun_anew(corpus, tmp_path):
+    train(config(max_steps=3), corpus, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")  # as a process leaves it that memory ran out for
+    with pytest.raises(RunError, match="has no checkpoint to resume from: train without --resume"):
+        train(config(), corpus, tmp_path / "run", resume=True)
+    assert train(config(max_steps=2), corpus, tmp_path / "run").steps == 2
+    assert [row["step"] for row in read_log(tmp_path / "run/log.csv")] == ["2"]
+
+
+def test_a_model_that_has_gone_astray_is_told_and_no_failure_of_python(corpus, tmp_path):
+    lost = config(learning_rate=9.9, warmup=0.0, max_steps=6, ema_decay=0.0, optimizer="adam")
+    assert train(lost, corpus, tmp_path / "far").valid_word_perplexity > 1e6
+
+    def poison(progress):
+        sys._getframe().f_back.f_locals["self"].averaged.bias.data.fill_(math.nan)
+
+    with pytest.raises(DivergedError, match="loss of the validation text is nan after step 2: try a lower"):
+        train(config(valid_steps=2), corpus, tmp_path / "nan", on_step=poison)
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_sessions(corpus, tmp_path):
+    with pytest.raises(Interrupted):
+        train(config(), corpus, tmp_path / "run", on_step=StopAfter(3))
+    [last] = checkpoint.existing(tmp_path / "run/checkpoints", "last")
+    meta = json.loads((last / "meta.json").read_text())
+    meta["values"]["seconds"] = 5000.0
+    (last / "meta.json").write_text(json.dumps(meta))
+    summary = train(config(), corpus, tmp_path / "run", resume=True)
+    assert 5000 < summary.seconds < 6000
+    assert summary.tokens_per_second > 1
+
+
+def test_mixing_vectors_are_collected_where_the_prior_counts(corpus, tmp_path):
+    train(config(max_steps=2), corpus, tmp_path / "edge")
+    assert "reservoir" not in final(tmp_path / "edge")
+    many = config("paper", PAPER, LOSSES, max_steps=2, valid_steps=1, num_components=100)
+    train(many, corpus, tmp_path / "paper")  # fewer vectors than components, after the first step
+    assert "reservoir" in final(tmp_path / "paper")
 
 
 def test_a_folder_takes_one_run(corpus, tmp_path):
