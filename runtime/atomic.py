@@ -10,14 +10,22 @@ from .errors import SdgmError
 
 
 def beside(target: Path) -> Path:
-    """A path beside `target` that nobody else uses."""
+    """A path beside `target` that nobody else uses.
+
+    Raises:
+        ValueError: `target` can name no file: it is empty, a root, or holds what no path can, such as a NUL.
+    """
+    os.access(target, os.F_OK)
     return target.with_name(f".{target.name}.{os.urandom(6).hex()}.partial")
 
 
 @contextmanager
 def writing(target: Path, kind: type[SdgmError]) -> Iterator[Path]:
     """Give a path beside `target` to write to; what the system refuses becomes an error of `kind`."""
-    partial = beside(target)
+    try:
+        partial = beside(target)
+    except ValueError as e:
+        raise kind(f"{target}: cannot be written: {e}; give a path that names a file or folder") from e
     try:
         yield partial
     except OSError as e:

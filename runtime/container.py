@@ -216,10 +216,10 @@ def _reading(where: object) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BundleError(f"{where}: there is no such bundle or file; check the path, or {AGAIN}") from None
-    except OSError as e:
-        raise BundleError(
-            f"{where}: cannot be read: {e.strerror or e}; check its permissions and the disk"
-        ) from e
+    except (OSError, ValueError) as e:  # the latter of what no path can hold, such as a NUL
+        why = getattr(e, "strerror", None) or e
+        remedy = "check the path, its permissions and the disk"
+        raise BundleError(f"{where}: cannot be read: {why}; {remedy}") from e
 
 
 def write_zip(file: IO[bytes], files: Mapping[str, bytes]) -> None:

@@ -115,10 +115,9 @@ def _read(path: Path, cap: int) -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read(cap + 1)
-    except OSError as e:
-        raise StateError(
-            f"{path}: cannot be read: {e.strerror or e}; check the path and its permissions"
-        ) from e
+    except (OSError, ValueError) as e:  # the latter of what no path can hold, such as a NUL
+        why = getattr(e, "strerror", None) or e
+        raise StateError(f"{path}: cannot be read: {why}; check the path and its permissions") from e
     if len(data) > cap:
         raise StateError(f"{path}: too large for this model: expected at most {cap} bytes; check the path")
     return data

@@ -163,12 +163,20 @@ def test_what_is_neither_folder_nor_file_is_refused(tmp_path):
         open_source(tmp_path / "pipe")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_what_no_path_can_hold_is_refused(tmp_path, name):
+    with pytest.raises(BundleError, match=r"cannot be read: .*; check the path"):
+        open_source(tmp_path / name)
+
+
 def test_what_the_system_refuses_is_a_bundle_error(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(BundleError, match="cannot be read: Permission denied; check its permissions"):
+    with pytest.raises(
+        BundleError, match="cannot be read: Permission denied; check the path, its permissions"
+    ):
         open_source(tmp_path)
 
 
