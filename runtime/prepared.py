@@ -109,11 +109,21 @@ def prepare(
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: `$SDGM_EDGE_CACHE`, or the user's cache folder."""
+    """Where things are kept that can be made again: `$SDGM_EDGE_CACHE`, or the user's cache folder.
+
+    Raises:
+        CacheError: neither is there.
+    """
     if named := os.environ.get("SDGM_EDGE_CACHE"):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(base) / "sdgm-edge"
+    if base := os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA"):
+        return Path(base) / "sdgm-edge"
+    try:
+        return Path.home() / ".cache" / "sdgm-edge"
+    except RuntimeError as e:  # a user without an entry in the file of users, as containers have them
+        raise CacheError(
+            "there is no home folder to keep a cache in; name a folder of your own in SDGM_EDGE_CACHE"
+        ) from e
 
 
 def cpu_identity() -> dict[str, str]:

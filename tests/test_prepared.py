@@ -260,6 +260,15 @@ def test_a_cache_that_cannot_be_written_is_told(path, tmp_path, monkeypatch):
         prepare(read_bundle(path), "int8")
 
 
+@POSIX
+def test_a_user_without_a_home_is_told_where_to_name_a_cache(path, monkeypatch):
+    for name in ("SDGM_EDGE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_001)  # whom no file of users names
+    with pytest.raises(CacheError, match=r"no home folder to keep a cache in.*SDGM_EDGE_CACHE"):
+        prepare(read_bundle(path), "int8")
+
+
 def test_a_graph_that_is_refused_leaves_nothing_behind(cache, path, tmp_path):
     broken = tiny.write(tmp_path / "broken", {"model_int8": b"no graph"})
     with pytest.raises(BundleError, match="int8: ONNX Runtime refuses the graph"):
