@@ -56,8 +56,15 @@ from .mixture import Mixture
 
 SUFFIX = ".sdgm"
 _MB = 1 << 20
-CAPS = {MANIFEST: 16 * _MB, CONFIG: _MB, TOKENIZER: 64 * _MB, GENERATION: _MB, MIXTURE: 256 * _MB, CARD: _MB}
-CAPS |= {LOOP: 64 * _MB}
+CAPS = {
+    MANIFEST: 16 * _MB,
+    CONFIG: _MB,
+    TOKENIZER: 64 * _MB,
+    GENERATION: _MB,
+    MIXTURE: 256 * _MB,
+    CARD: _MB,
+    LOOP: 64 * _MB,
+}
 GRAPH_CAP = 2048 * _MB - 1  # protobuf's own limit
 _EXTERNAL = b"location"
 """The key that names where a tensor's external data lie: whatever the order of fields, it stands as it is."""
