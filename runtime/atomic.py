@@ -1,12 +1,16 @@
 """Files that are there whole or not at all: written beside their place, synced, and renamed."""
 
 import os
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from .errors import SdgmError
+
+_STALE_SECONDS = 24 * 3600
 
 
 def beside(target: Path) -> Path:
@@ -31,6 +35,22 @@ def writing(target: Path, kind: type[SdgmError]) -> Iterator[Path]:
     except OSError as e:
         remedy = "free some space, or choose a place that you may write to"
         raise kind(f"{target}: cannot be written: {e.strerror or e}; {remedy}") from e
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what writers left behind in a folder that were killed a day ago or earlier."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):  # another writer was quicker, or it is not ours to remove
+            if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all in it, or a file, or a link and nothing that it names."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

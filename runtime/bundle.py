@@ -16,8 +16,6 @@ about to write through the same checks and puts it in place by one rename: there
 import glob
 import hashlib
 import os
-import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .atomic import sync_folder, synced, writing
+from .atomic import remove, sweep, sync_folder, synced, writing
 from .atoms import cut
 from .container import AGAIN, Folder, Memory, Source, decode_arrays, invalid, open_source, shown, write_zip
 from .errors import BundleError
@@ -68,7 +66,6 @@ CAPS = {
 GRAPH_CAP = 2048 * _MB - 1  # protobuf's own limit
 _EXTERNAL = b"location"
 """The key that names where a tensor's external data lie: whatever the order of fields, it stands as it is."""
-_STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +296,7 @@ def _write(target: Path, files: Mapping[str, bytes]) -> Path:
     with writing(target, BundleError) as partial:
         check_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        sweep(target.parent, f".{glob.escape(target.name)}.*.partial")
         try:
             if target.suffix == SUFFIX:
                 with synced(partial) as file:
@@ -313,7 +310,7 @@ def _write(target: Path, files: Mapping[str, bytes]) -> Path:
                 sync_folder(partial)
                 _replace_folder(partial, target)
         finally:
-            _remove(partial)
+            remove(partial)
         sync_folder(target.parent)
     return target
 
@@ -350,18 +347,4 @@ def _replace_folder(partial: Path, target: Path) -> None:
     old = partial.with_suffix(".old.partial")
     os.rename(target, old)
     os.rename(partial, target)
-    shutil.rmtree(old)
-
-
-def _sweep(target: Path) -> None:
-    """Remove what writers of this bundle left behind that were killed a day ago or earlier."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
-            _remove(left)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    remove(old)

@@ -24,14 +24,13 @@ import os
 import platform
 import shutil
 import stat
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .atomic import beside, sync_folder, synced
+from .atomic import beside, sweep, sync_folder, synced
 from .bundle import Bundle
 from .engine import Engine, Floats
 from .errors import BundleError, CacheError
@@ -44,7 +43,6 @@ FORMAT = 1
 TOLERANCE = 1e-3
 """The largest difference of a logit, relative and absolute; it is 0 where weights are packed rightly."""
 GRAPH, RECORD = "model.onnx", "prepared.json"
-_STALE_SECONDS = 24 * 3600
 _CPU_FIELDS = {
     "vendor_id", "cpu family", "model", "model name", "stepping", "flags",
     "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features", "isa",
@@ -142,9 +140,7 @@ def cpu_identity() -> dict[str, str]:
 def _make(bundle: Bundle, variant: str, folder: Path, identity: dict[str, Any]) -> None:
     """Write an entry beside its place and rename it; where another process was quicker, its entry stays."""
     root = folder.parent
-    for left in root.glob(".*.partial"):  # of writers that were killed
-        if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+    sweep(root, ".*.partial")
     partial = beside(folder)
     partial.mkdir(mode=0o700)
     try:

@@ -1,12 +1,19 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what writers leave behind that were killed."""
 
 import os
 from pathlib import Path
 
 import pytest
-from sdgm_edge.runtime.atomic import replacing
+from sdgm_edge.runtime.atomic import replacing, sweep
 
 from sdgm_edge.runtime import StateError
+
+
+def leftover(path):
+    """A file of a writer that was killed long ago."""
+    path.write_bytes(b"half")
+    os.utime(path, (0, 0))
+    return path
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "a\0b", "a\ud800b"])
@@ -20,3 +27,23 @@ def test_an_error_of_the_writer_stays_what_it_is(tmp_path):
     with pytest.raises(ValueError, match="of the writer"), replacing(tmp_path / "a", StateError):
         raise ValueError("of the writer")
     assert os.listdir(tmp_path) == []
+
+
+def test_two_that_sweep_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    leftover(tmp_path / ".a.1.partial")
+    found = list(tmp_path.glob(".a.*.partial"))
+    sweep(tmp_path, ".a.*.partial")
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: found)  # seen before the other removed it
+    sweep(tmp_path, ".a.*.partial")
+
+
+def test_a_link_that_was_left_is_removed_and_what_it_names_stays(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    link = tmp_path / ".a.1.partial"
+    link.symlink_to("kept")
+    os.utime(link, (0, 0), follow_symlinks=False)
+    sweep(tmp_path, ".a.*.partial")
+    assert os.listdir(tmp_path) == ["kept"]
+    assert os.listdir(tmp_path / "kept") == ["file"]
