@@ -341,10 +341,14 @@ def check_replaceable(target: Path) -> None:
 
 
 def _replace_folder(partial: Path, target: Path) -> None:
-    if not target.exists():
+    if not os.path.lexists(target):
         os.rename(partial, target)
         return
     old = partial.with_suffix(".old.partial")
     os.rename(target, old)
-    os.rename(partial, target)
+    try:
+        os.rename(partial, target)
+    except BaseException:  # an interrupt too: what was there is there again
+        os.rename(old, target)
+        raise
     remove(old)

@@ -433,6 +433,38 @@ def test_an_empty_folder_may_become_a_bundle(tmp_path):
     read_bundle(tiny.write(tmp_path / "empty"))
 
 
+def test_a_folder_that_cannot_be_replaced_is_put_back(folder, monkeypatch):
+    real, calls = os.rename, []
+
+    def rename(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(BundleError, match="cannot be written: No space left on device"):
+        tiny.write(folder, name="other")
+    assert os.listdir(folder.parent) == [folder.name]
+    assert read_bundle(folder).manifest.name == "tiny"
+
+
+def test_a_link_is_replaced_and_the_bundle_that_it_names_stays(folder):
+    link = folder.with_name("link")
+    link.symlink_to(folder.name)
+    tiny.write(link, name="other")
+    assert not link.is_symlink()
+    assert [read_bundle(path).manifest.name for path in (folder, link)] == ["tiny", "other"]
+    assert sorted(os.listdir(folder.parent)) == ["link", "tiny"]
+
+
+def test_a_file_without_the_suffix_is_replaced_by_a_folder(tmp_path):
+    path = tiny.write(tmp_path / "tiny.sdgm").rename(tmp_path / "tiny")
+    assert tiny.write(path, name="other").is_dir()
+    assert read_bundle(path).manifest.name == "other"
+    assert os.listdir(tmp_path) == ["tiny"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(tmp_path, form, monkeypatch):
     path = tiny.write(tmp_path / form)
