@@ -184,7 +184,11 @@ def main() -> None:
     parser.add_argument("--model", "-m", required=True, help="a bundle")
     parser.add_argument("--variant")
     options = parser.parse_args()
-    Editor(options.file, Generator.load(options.model, options.variant)).run()
+    try:
+        editor = Editor(options.file, Generator.load(options.model, options.variant))
+    except (SdgmError, OSError, UnicodeDecodeError) as error:
+        parser.exit(1, f"error: {error}\n")
+    editor.run()
 
 
 if __name__ == "__main__":

@@ -131,13 +131,14 @@ def train(
         folder = out or newest_run()
         settings = read_run_config(folder)
     else:
-        corpus_table = console.given(
-            train=_absolute(texts), valid=_absolute(valid), tokenizer=tokenizer, vocab_size=vocab_size
-        )
+        corpus_table = console.given(train=texts, valid=valid, tokenizer=tokenizer, vocab_size=vocab_size)
         training_table = console.given(epochs=epochs, max_steps=max_steps, seed=seed)
         settings = load_config(config, preset, corpus=corpus_table, training=training_table)
         folder = out or new_folder(RUNS, settings)
         check_unused(folder)  # before the text is read, which may take long
+        text = settings.corpus
+        text = dataclasses.replace(text, train=_lasting(text.train), valid=_lasting(text.valid))
+        settings = dataclasses.replace(settings, corpus=text)
     with console.text_progress() as progress:
         corpus = prepare_corpus(
             settings.corpus.train or ["pydoc"],
@@ -321,11 +322,16 @@ def _share(text: str) -> float:
         raise UsageError(f"expected a share such as 1% or 0.01, got {text!r}; write it so") from None
 
 
-def _absolute(sources: list[str] | None) -> list[str] | None:
-    """Sources that mean the same from any folder, for a run that is resumed elsewhere."""
-    if sources is None:
-        return None
-    return [s if s in ("-", "pydoc") and not Path(s).exists() else os.path.abspath(s) for s in sources]
+def _lasting(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Sources that mean the same from any folder and at any time, for a run that is resumed."""
+    from .sources import EMBEDDED, STDIN, spool_stdin
+
+    return tuple(
+        str(spool_stdin(console.cache_folder())) if source == STDIN
+        else source if source == EMBEDDED and not Path(source).exists()
+        else os.path.abspath(source)
+        for source in sources
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,11 +55,11 @@ def compare(
     """Train models of one size under the same terms, and report. Run again, it goes on where it stopped."""
     from sdgm_edge.runtime import UsageError
 
-    from .compare import Terms, at_rates, parse_budget, parse_contexts, parse_entries
+    from .compare import Terms, at_rates, entry_config, parse_budget, parse_contexts, parse_entries
     from .compare import compare as run_comparison
     from .config import RunConfig
     from .report import make_report
-    from .run import RUNS
+    from .run import RUNS, name_of
     from .shards import prepare_corpus
 
     if "-" in (texts or []) or "-" in (valid or []):
@@ -69,18 +70,11 @@ def compare(
     sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
     table = {"train": sources, "valid": [os.path.abspath(s) for s in valid or []]}
     settings = RunConfig.from_dict({"corpus": {**table, "tokenizer": tokenizer, "vocab_size": vocab_size}})
-    with console.text_progress() as progress:
-        corpus = prepare_corpus(
-            settings.corpus.train or ["pydoc"],
-            settings.corpus.valid or None,
-            tokenizer_kind=settings.corpus.tokenizer,
-            vocab_size=vocab_size if tokenizer == "bpe" else None,
-            cache=console.cache_folder(),
-            progress=progress,
-        )
+    entries = at_rates(parse_entries(models, protocol), rates)
+    measured = parse_contexts(contexts) if inference else ()
     terms = Terms(
         corpus=settings.corpus,
-        vocab_size=corpus.tokenizer.vocab_size,
+        vocab_size=vocab_size,
         num_parameters=parse_budget(params),
         protocol=protocol,
         training={name: value for name, value in training.items() if value is not None},
@@ -90,14 +84,27 @@ def compare(
         device=device,
         precision=precision,
     )
-    folder = out or RUNS / f"compare-{Path(sources[0]).name.split('.')[0] if sources else 'pydoc'}"
+    if tokenizer == "bpe":  # how many words there are is not known yet
+        for entry in entries:
+            entry_config(entry, terms, 0)  # what is wrong is told before the text is read
+    with console.text_progress() as progress:
+        corpus = prepare_corpus(
+            settings.corpus.train or ["pydoc"],
+            settings.corpus.valid or None,
+            tokenizer_kind=settings.corpus.tokenizer,
+            vocab_size=vocab_size if tokenizer == "bpe" else None,
+            cache=console.cache_folder(),
+            progress=progress,
+        )
+    terms = replace(terms, vocab_size=corpus.tokenizer.vocab_size)
+    folder = out or RUNS / f"compare-{name_of(sources)}"
     outcomes = run_comparison(
-        at_rates(parse_entries(models, protocol), rates),
+        entries,
         terms,
         folder,
         console.cache_folder(),
         seeds,
-        parse_contexts(contexts) if inference else (),
+        measured,
         progress=lambda message: print(message, file=sys.stderr, flush=True),
     )
     report = make_report(outcomes, terms, corpus)

@@ -278,11 +278,15 @@ def _steering(text: str) -> int | dict[int, float]:
     try:
         if "=" not in text:
             return int(text)
-        pairs = (part.split("=") for part in text.split(","))
-        return {int(component): float(factor) for component, factor in pairs}
+        pairs = [part.split("=") for part in text.split(",")]
+        factors = {int(component): float(factor) for component, factor in pairs}
+        if len(factors) < len(pairs):
+            raise ValueError("a component twice")
+        return factors
     except ValueError:
         raise UsageError(
-            f"--steer: expected a component such as 3, or factors such as 3=2,5=0, got {text!r}; write it so"
+            "--steer: expected a component such as 3, or factors such as 3=2,5=0, each once, "
+            f"got {text!r}; write it so"
         ) from None
 
 

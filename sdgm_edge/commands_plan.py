@@ -45,6 +45,8 @@ def plan(
         memory=math.inf if max_rss is None else quantity("--max-rss", max_rss, BYTES, "100MB"),
         bits=tuple(dict.fromkeys(bits)) if bits else BITS,
     )
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out: expected a file to write, got the folder {out}; name a file in it")
     report = plan_model(wishes, lambda message: print(message, file=sys.stderr, flush=True))
     toml = plan_toml(report.proposed)
     if out is not None:

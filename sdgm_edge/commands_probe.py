@@ -165,9 +165,12 @@ def scale(
     from .compare import parse_budget, parse_entries
     from .config import CorpusConfig
     from .probe_scale import COLUMNS, Scale, cells, probe_scale
-    from .run import RUNS
+    from .run import RUNS, name_of
+    from .runtime import UsageError
 
     console.check_one_form(markdown, as_json)
+    if "-" in (texts or []) or "-" in (valid or []):
+        raise UsageError("probe scale reads its text many times, and stdin can be read once: give a file")
     sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
     rows = probe_scale(
         parse_entries(models),
@@ -181,7 +184,7 @@ def scale(
             inference=inference,
             device=device,
         ),
-        out or RUNS / f"scale-{Path(sources[0]).name.split('.')[0] if sources else 'pydoc'}",
+        out or RUNS / f"scale-{name_of(sources)}",
         console.cache_folder(),
         progress=_say,
     )

@@ -83,6 +83,12 @@ class Terms:
     device: str = "auto"
     precision: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"--protocol: expected {' or '.join(PROTOCOLS)}, got {self.protocol!r}")
+        if not 0 <= self.minutes < math.inf:
+            raise ConfigError(f"--minutes: expected a number from 0, got {self.minutes}; 0 trains by epochs")
+
     @property
     def pointer(self) -> int:
         """Tokens that every model's head can copy, unless its entry says otherwise."""
@@ -163,11 +169,9 @@ def entry_config(entry: str, terms: Terms, seed: int) -> RunConfig:
     """Return how an entry is trained.
 
     Raises:
-        ConfigError: an unknown name, key or protocol, or a size that cannot be had.
+        ConfigError: an unknown name or key, or a size that cannot be had.
     """
     name, _, changes = entry.partition(":")
-    if terms.protocol not in PROTOCOLS:
-        raise ConfigError(f"--protocol: expected {' or '.join(PROTOCOLS)}, got {terms.protocol!r}")
     if name not in ("sdgm", PRODUCT, *MIXERS):
         raise ConfigError(f"--models: expected sdgm, {PRODUCT}, ablations, {', '.join(MIXERS)}, got {name!r}")
     base = PRESET_RUNS[PROTOCOLS[terms.protocol]]
@@ -247,6 +251,8 @@ def compare(
         RunError: the folder holds a trial of the same name with other settings.
         KeyboardInterrupt: a signal came; what was under way is saved, and the next call goes on with it.
     """
+    if seeds < 1:
+        raise ConfigError(f"--seeds: expected a whole number from 1, got {seeds}")
     trials = {
         (entry, seed): Trial(
             config=entry_config(entry, terms, seed),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sdgm_edge.losses import LossWeights
 from sdgm_edge.models import PRESETS, ModelConfig
 from sdgm_edge.runtime import ConfigError
-from sdgm_edge.tokenization import Kind
+from sdgm_edge.tokenization import LARGEST_BPE, Kind
 
 DEFAULT_PRESET = "edge-micro"
 RECIPES = resources.files("sdgm_edge.models") / "recipes"
@@ -49,6 +49,8 @@ class CorpusConfig:
             _expect(good, f"corpus.{name}", f"a list such as {name} = ['my.txt']", sources)
         _expect(self.tokenizer in ("bpe", "word"), "corpus.tokenizer", "bpe or word", self.tokenizer)
         _expect_int("corpus.vocab_size", self.vocab_size, 257)
+        fits = self.tokenizer == "word" or self.vocab_size <= LARGEST_BPE
+        _expect(fits, "corpus.vocab_size", f"at most {LARGEST_BPE} for bpe", self.vocab_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ class TrainingConfig:
         ):
             _expect_int(f"training.{name}", getattr(self, name), least)
         _expect_int("training.num_components", self.num_components, 1)
+        _expect(self.seed < 1 << 32, "training.seed", "less than 2^32", self.seed)
         known = self.optimizer in ("adamw", "adam", "muon")
         _expect(known, "training.optimizer", "adamw, adam or muon", self.optimizer)
         _expect(
@@ -236,7 +239,7 @@ Config = TypeVar("Config", CorpusConfig, ModelConfig, LossWeights, TrainingConfi
 
 def _read(values: Mapping[str, Any]) -> RunConfig:
     name = values.get("preset", DEFAULT_PRESET)
-    _expect(name in PRESET_RUNS, "preset", f"one of {', '.join(PRESET_RUNS)}", name)
+    _expect(isinstance(name, str) and name in PRESET_RUNS, "preset", f"one of {', '.join(PRESET_RUNS)}", name)
     base = PRESET_RUNS[name]
     tables = {f.name for f in fields(RunConfig)}
     for key in values:

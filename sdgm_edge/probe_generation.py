@@ -46,6 +46,7 @@ class Settings:
         for name, least in (("num_texts", 2), ("num_tokens", 1), ("prompt_words", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ParameterError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        SamplingParams(temperature=self.temperature, top_p=self.top_p)
         if wrong := [strength for strength in self.strengths if not 0 < strength <= 1]:
             raise ParameterError(f"strengths: expected numbers above 0 and up to 1, got {wrong[0]:g}")
 

@@ -18,6 +18,7 @@ from sdgm_edge.config import CorpusConfig
 from sdgm_edge.inference import TOKENS
 from sdgm_edge.runtime import ConfigError, CorpusError
 from sdgm_edge.shards import Corpus, prepare_corpus
+from sdgm_edge.sources import open_documents
 from sdgm_edge.tokenization import LARGEST_BPE, SMALLEST_BPE
 
 
@@ -119,9 +120,12 @@ def probe_scale(
 
     Raises:
         ConfigError: an entry cannot be read, or has no such size; before anything is trained.
+        CorpusError: a text cannot be read.
     """
     for entry in entries:
         entry_config(entry, _terms(scale, scale.corpus, 1), seed=0)
+    for sources in (scale.corpus.train, scale.corpus.valid):
+        open_documents(sources or ["pydoc"], cache)  # what cannot be read is no row
     rows: list[ScaleRow] = []
     for window, size in scale.settings:
         progress(f"window {window:,}, vocabulary {size:,}")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +45,17 @@ class Run:
     """A piece of the validation text."""
 
 
+def name_of(sources: Sequence[str]) -> str:
+    """Return what a folder for these texts is called: nothing in it means anything to a shell."""
+    if not sources:
+        return "pydoc"
+    first = "text" if "-" in sources else Path(sources[0]).name.split(".")[0]
+    return re.sub(r"[^\w+-]+", "-", first).strip("-") or "text"
+
+
 def new_folder(root: Path, config: RunConfig) -> Path:
     """Return a folder under `root` that no run uses, named after the text and the preset."""
-    sources = config.corpus.train
-    text = "text" if "-" in sources else Path(sources[0]).name.split(".")[0] if sources else "pydoc"
-    name = f"{text or 'text'}-{config.preset}"
+    name = f"{name_of(config.corpus.train)}-{config.preset}"
     return next(
         p for i in itertools.count(1) if not (p := root / (name if i == 1 else f"{name}-{i}")).exists()
     )
@@ -70,7 +78,8 @@ def is_run(path: Path, **of_bundles: object) -> bool:
     Raises:
         UsageError: it is, and `of_bundles`, options by name, has one that was given.
     """
-    found = (path / "checkpoints").is_dir()
+    bundle = (path / "manifest.json").is_file()
+    found = (path / "checkpoints").is_dir() or ((path / "config.json").is_file() and not bundle)
     if found and (chosen := {name: value for name, value in of_bundles.items() if value is not None}):
         flags = " ".join(f"--{name} {value}" for name, value in chosen.items())
         raise UsageError(f"{flags} chooses in a bundle, and {path} is a run: export it first")
@@ -92,6 +101,8 @@ def read_run_config(folder: Path) -> RunConfig:
     from sdgm_edge.config import RunConfig
 
     path = folder / "config.json"
+    if (folder / "manifest.json").is_file():
+        raise RunError(f"{folder} is a bundle: expected a run folder, as sdgm-edge train makes it")
     if not path.is_file():
         raise RunError(
             f"{folder} is not a run folder: it has no config.json; expected one made by sdgm-edge train"
@@ -123,13 +134,27 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
         raise RunError(f"{folder} has no checkpoint yet: let it train for a while, or go on with --resume")
     model = build_model(config)
     load_weights(model, checkpoint.load(found[-1]))
-    prior_path = folder / "gmm.npz"
-    prior = None
-    if prior_path.is_file():
-        with np.load(prior_path, allow_pickle=False) as arrays:
-            prior = {name: arrays[name] for name in ("weights", "means", "variances")}
-    heldout = (folder / "heldout.txt").read_text(encoding="utf-8")
+    with _whole(folder / "gmm.npz") as path:
+        prior = _read_prior(path) if path.exists() else None
+    with _whole(folder / "heldout.txt") as path:
+        heldout = path.read_text(encoding="utf-8")
     return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
+
+
+def _read_prior(path: Path) -> dict[str, NDArray[np.float32]]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("weights", "means", "variances")}
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Raise RunError where a file of a run is not there or not what it should be."""
+    try:
+        yield path
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as reason:
+        raise RunError(
+            f"{path} is missing or damaged ({type(reason).__name__}): copy the run again, or train again"
+        ) from reason
 
 
 def load_weights(model: LanguageModel, saved: Checkpoint) -> None:

@@ -142,11 +142,18 @@ def content_key(documents: Iterable[Document]) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
+def spool_stdin(spool: Path) -> Path:
+    """Keep what standard input gives as a file, whose name tells its content. Raises CorpusError."""
+    if sys.stdin is None:
+        raise CorpusError("standard input is closed: expected text; name a file, or pipe one in")
+    return _spool("standard input", sys.stdin.buffer, spool)
+
+
 def _find(source: str, spool: Path) -> Iterator[tuple[str, Reader]]:
     """Name and reader of each text that `source` stands for."""
     path = Path(source)
     if source == STDIN:
-        yield "standard input", partial(_open_file, _spool("standard input", sys.stdin.buffer, spool))
+        yield "standard input", partial(_open_file, spool_stdin(spool))
     elif source == EMBEDDED:
         for topic, text in sorted(_embedded().items()):
             yield f"{EMBEDDED}/{topic}", partial(io.BytesIO, text.encode())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch
 
 from sdgm_edge import checkpoint, child, training
 from sdgm_edge.config import RunConfig
-from sdgm_edge.evaluation import overlapping_nll, reconstruction_cosine, total_nll
+from sdgm_edge.evaluation import overlapping_nll, perplexity, reconstruction_cosine, total_nll
 from sdgm_edge.parallel import Group
 from sdgm_edge.process import keep_memory, pick_device
 from sdgm_edge.recorder import read_log
@@ -209,7 +208,7 @@ def _measured(
         peak_memory_bytes=memory,
         token_perplexity=score.token_perplexity,
         word_perplexity=score.word_perplexity,
-        overlapping_word_perplexity=math.exp(overlapping_nll(run.model, valid.tokens) / num_words)
+        overlapping_word_perplexity=perplexity(overlapping_nll(run.model, valid.tokens), num_words)
         if run.config.windowed
         else None,
         bits_per_byte=None if score.has_unk else score.bits_per_byte,

@@ -114,6 +114,23 @@ def test_every_command_has_help() -> None:
         assert "Usage: sdgm-edge" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("compare missing.txt --models foo", "--models: expected sdgm, ringing"),
+        ("compare missing.txt --params x", "--params: expected a number of parameters"),
+        ("compare missing.txt --protocol foo", "--protocol: expected paper or best, got 'foo'"),
+        ("compare missing.txt --minutes nan", "--minutes: expected a number from 0, got nan"),
+        ("compare missing.txt --minutes -1", "--minutes: expected a number from 0, got -1.0"),
+        ("probe scale -", "stdin can be read once: give a file"),
+    ],
+)
+def test_misuse_is_told_before_the_text_is_read(arguments: str, told: str) -> None:
+    done = run(*arguments.split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert told in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--no-such-option"], ["no-such-command"]])
 def test_misuse(arguments: list[str]) -> None:
     done = run(*arguments)

@@ -304,6 +304,7 @@ BAD: list[tuple[tuple[object, ...], int, str]] = [
     (("-p", "a", "--steer", "1"), 2, "prior_strength: expected a number above 0, without which steer"),
     (("-p", "a", "--steer", "one"), 2, "--steer: expected a component such as 3, or factors such as 3=2,5=0"),
     (("-p", "a", "--steer", "9", "--prior-strength", 1), 2, "steer: expected"),
+    (("-p", "a", "--steer", "1=2,1=0", "--prior-strength", 1), 2, "each once, got '1=2,1=0'"),
     (("-p", "a", "--prior-strength", 2), 2, "prior_strength: expected a number from 0 to 1"),
     (
         ("-p", "a", "--prior-strength", 1, "--prior-mode", "x"),

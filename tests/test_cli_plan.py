@@ -103,6 +103,9 @@ def test_a_place_that_cannot_be_written_is_told(plan, tmp_path: Path) -> None:
     code, out, err = plan(*SMALL, "--out", "file/plan.toml")
     assert (code, out) == (2, "")
     assert "file/plan.toml: cannot be written: " in err
+    code, out, err = plan(*SMALL, "--out", ".")
+    assert (code, out) == (2, "")
+    assert "--out: expected a file to write, got the folder ." in err
 
 
 def test_it_measures_this_machine(tmp_path: Path) -> None:

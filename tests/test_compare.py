@@ -408,6 +408,12 @@ def test_a_field_is_heeded_by_a_layer_or_refused(layer, field):
     assert same == (field in base.unheeded)
 
 
+def test_a_comparison_of_no_seed_is_refused(terms, tmp_path):
+    with pytest.raises(ConfigError, match="--seeds: expected a whole number from 1, got 0"):
+        compare(["lstm"], terms, tmp_path / "out", tmp_path / "cache", seeds=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_that_change_nothing_are_refused(terms):
     for entry, told in (
         ("lstm:K=7", "num_atoms changes nothing in a model of layer 'lstm': leave it out"),

@@ -174,3 +174,16 @@ def test_what_the_model_cannot_read_is_told_and_typing_goes_on(editor, gen, tmp_
         await until(lambda: suggested(app) == fresh(editor, gen, "Once "))
 
     edit(editor, gen, tmp_path / "notes.txt", scenario)
+
+
+@pytest.mark.parametrize(("file", "model"), [("new.txt", "none.sdgm"), (".", None), ("binary", None)])
+def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, monkeypatch, capsys, editor, gen, file, model):
+    (tmp_path / "binary").write_bytes(b"\x80\xff")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["editor.py", file, "--model", model or str(gen.bundle.path)])
+    with pytest.raises(SystemExit) as ended:
+        editor.main()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1

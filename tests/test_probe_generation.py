@@ -144,6 +144,7 @@ def test_a_bundle_can_judge(generator):
     ("changes", "message"),
     [
         ({"num_texts": 1}, "num_texts: expected at least 2, got 1"),
+        ({"temperature": -1}, "temperature: expected a number from 0 to 100, got -1"),
         ({"num_tokens": 0}, "num_tokens: expected at least 1, got 0"),
         ({"strengths": (0.5, 0.0)}, "strengths: expected numbers above 0 and up to 1, got 0"),
         ({"strengths": (1.5,)}, "strengths: expected numbers above 0 and up to 1, got 1.5"),

@@ -9,7 +9,7 @@ from sdgm_edge.compare import Outcome, entry_config
 from sdgm_edge.config import CorpusConfig
 from sdgm_edge.inference import Inference
 from sdgm_edge.probe_scale import COLUMNS, Scale, ScaleRow, cells, probe_scale
-from sdgm_edge.runtime import ConfigError, ContextCost
+from sdgm_edge.runtime import ConfigError, ContextCost, CorpusError
 from sdgm_edge.trial import Result
 
 LINE = "the cat sat on the mat and the dog lay on the rug by the fire.\n"
@@ -105,6 +105,13 @@ def test_what_the_text_does_not_give_is_said(scale, calls, tmp_path):
 def test_settings_that_make_no_sense_are_refused(scale, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(scale, **changes)
+
+
+def test_a_text_that_cannot_be_read_is_no_row(scale, calls, tmp_path):
+    missing = dataclasses.replace(scale, corpus=CorpusConfig(train=(str(tmp_path / "none.txt"),)))
+    with pytest.raises(CorpusError, match=r"none.txt: no such file or folder"):
+        probe_scale(["sdgm"], missing, tmp_path / "out", tmp_path / "cache")
+    assert calls == []
 
 
 def test_an_entry_that_cannot_be_read_is_refused_before_anything_is_trained(scale, calls, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdgm_edge.run import check_unused, locked
+from sdgm_edge.run import check_unused, is_run, locked, name_of, read_run_config
 from sdgm_edge.runtime import RunError
 
 
@@ -18,6 +18,31 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> No
     (tmp_path / "manifest.json").touch()
     with pytest.raises(RunError, match="holds a bundle: expected a folder for a run; choose another --out"):
         check_unused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sources", "name"),
+    [
+        ((), "pydoc"),
+        (("a/my.text.txt",), "my"),
+        (("notes/*.md",), "text"),
+        (("k1*.txt", "b.txt"), "k1"),
+        (("b.txt", "-"), "text"),
+        (("a b;c.txt",), "a-b-c"),
+        (("日本.txt",), "日本"),
+    ],
+)
+def test_names_of_folders_mean_nothing_to_a_shell(sources: tuple[str, ...], name: str) -> None:
+    assert name_of(sources) == name
+
+
+def test_a_bundle_is_no_run_and_a_run_without_checkpoints_is_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert is_run(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    assert not is_run(tmp_path)
+    with pytest.raises(RunError, match="is a bundle: expected a run folder"):
+        read_run_config(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

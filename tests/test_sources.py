@@ -75,6 +75,12 @@ def test_standard_input_can_be_read_twice(
     assert len(list((tmp_path / "spool").iterdir())) == 1
 
 
+def test_standard_input_that_is_closed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(CorpusError, match="standard input is closed: expected text; name a file, or pipe"):
+        open_documents(["-"], tmp_path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 def test_pipe_can_be_read_twice(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"

@@ -229,6 +229,15 @@ def test_mixing_vectors_are_collected_where_the_prior_counts(corpus, tmp_path):
     assert "reservoir" in final(tmp_path / "paper")
 
 
+@pytest.mark.parametrize("damage", ["no heldout.txt", "heldout.txt", "gmm.npz"])
+def test_a_damaged_run_is_told(corpus, tmp_path, damage):
+    train(config(max_steps=2), corpus, tmp_path / "run")
+    path = tmp_path / "run" / damage.removeprefix("no ")
+    path.unlink() if damage.startswith("no ") else path.write_bytes(b"\x80\xff")
+    with pytest.raises(RunError, match=f"{path.name} is missing or damaged .*: copy the run again, or train"):
+        load_run(tmp_path / "run")
+
+
 def test_a_folder_takes_one_run(corpus, tmp_path):
     folder = tmp_path / "run"
     with (
@@ -339,6 +348,30 @@ def test_ctrl_c_saves_exits_130_and_resume_goes_on(text, tmp_path, toml):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == step + 5
+
+
+@pytest.mark.parametrize("source", ["of the config", "standard input"])
+def test_a_run_is_resumed_from_any_folder_whatever_its_text_came_from(text, tmp_path, toml, source):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my.txt").write_text(text.read_text())
+    named = '[corpus]\ntrain = ["my.txt"]\nvocab_size = 280\n' if source == "of the config" else ""
+    toml.write_text(toml.read_text() + named)
+    texts = [] if named else ["-", "--vocab-size", 280]
+
+    def sdgm(folder, *arguments, typed=""):
+        return subprocess.run(
+            command("train", *arguments), cwd=folder, input=typed, capture_output=True, text=True,
+            env={**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache")},
+        )  # fmt: skip
+
+    begun = sdgm(tmp_path, *texts, "--config", toml, "--out", "run", "--max-steps", 3, typed=text.read_text())
+    assert begun.returncode == 0, begun.stderr
+    settings = json.loads((tmp_path / "run/config.json").read_text())
+    settings["training"]["max_steps"] = 5
+    (tmp_path / "run/config.json").write_text(json.dumps(settings))
+    resumed = sdgm(tmp_path / "elsewhere", "--resume", "--out", "../run", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["steps"] == 5
 
 
 def on_one_thread(tmp_path, *arguments):
