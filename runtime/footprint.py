@@ -145,9 +145,8 @@ def measure_footprint(
         MeasureError: a child process died.
         CacheError: what is prepared cannot be used or written.
     """
-    for name, value in (("tokens", tokens), ("repeats", repeats)):
-        if type(value) is not int or value < 1:
-            raise ParameterError(f"{name}: expected a whole number from 1, got {shown(value)}; leave it out")
+    _check_number("tokens", tokens)
+    _check_number("repeats", repeats)
     bundle = read_bundle(path)
     chosen = [bundle.variant(name) for name in dict.fromkeys(variants or bundle.manifest.variants)]
     asked: dict[str, Any] = {"path": str(path), "providers": providers, "threads": threads, "prompt": prompt}
@@ -238,11 +237,18 @@ def measure_memory(path: str | Path, variant: str | None = None, *, tokens: int 
     Raises:
         BundleError: the bundle is damaged, or lacks the variant.
         ProviderError: ONNX Runtime is not there.
+        ParameterError: `tokens` is no number from 1.
         MeasureError: the process died.
     """
+    _check_number("tokens", tokens)
     asked = {"path": str(path), "variant": variant, "providers": "cpu", "threads": None, "prompt": PROMPT}
     with Child({**asked, "tokens": tokens, "pauses": True}) as child:
         return _memories(child)
+
+
+def _check_number(name: str, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise ParameterError(f"{name}: expected a whole number from 1, got {shown(value)}; leave it out")
 
 
 def _memories(child: "Child") -> dict[str, Memory]:

@@ -247,6 +247,12 @@ def test_parameters_have_a_range(bundle, wrong):
         measure_footprint(bundle, ["fp32"], **wrong)
 
 
+@pytest.mark.parametrize("tokens", [0, -1, 1.5, True])
+def test_memory_is_measured_of_one_token_or_more(bundle, tokens):
+    with pytest.raises(ParameterError, match=f"tokens: expected a whole number from 1, got {tokens}"):
+        measure_memory(bundle, tokens=tokens)
+
+
 def test_unknown_variants_are_named(bundle):
     with pytest.raises(BundleError, match="no such variant: expected fp32 or int8, got 'q4'"):
         measure_footprint(bundle, ["q4"])
