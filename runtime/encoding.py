@@ -9,7 +9,7 @@ from .errors import ParameterError
 
 PIECE = 1 << 16
 """Characters that are encoded at once."""
-_CUT = re.compile(r"(?<=\S)(?=\s\S)")
+_CUT = re.compile(r"(?<=\S)(?=[ \n]\S)")
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Iterator[int]:

@@ -2,7 +2,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from sdgm_edge.runtime import ParameterError, encoding
 
@@ -41,6 +41,19 @@ def test_a_long_text_is_encoded_in_pieces_and_the_same(monkeypatch):
     text = tiny.TEXT * 2000
     assert len(text) > 4 * encoding.PIECE
     assert list(encoding.encode(TOKENIZER, text)) == whole(text)
+
+
+@pytest.mark.parametrize("separator", "\x1c\x1d\x1e\x1f\x85\u00a0\u2028\v\f\t\r")
+def test_a_long_text_is_cut_before_spaces_and_line_ends_alone(separator):
+    """Python takes some separators for white space that tokenizers join with what stands before."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([f"a!{separator}b"] * 50, trainer)
+    text = "b" * (encoding.PIECE - 1) + f"!{separator}b and more"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert list(encoding.encode(tokenizer, text)) == ids
 
 
 def test_a_long_text_without_a_space_is_cut_all_the_same():
