@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from tokenizers import Tokenizer
 
-from .errors import ParameterError
+from .container import shown
+from .errors import ParameterError, TokenizerError
 
 PIECE = 1 << 16
 """Characters that are encoded at once."""
@@ -20,6 +21,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Iterator[int]:
 
     Raises:
         ParameterError: the text is not valid Unicode.
+        TokenizerError: the tokenizer has no tokens for it.
     """
     start = 0
     while start < len(text):
@@ -27,9 +29,20 @@ def encode(tokenizer: Tokenizer, text: str) -> Iterator[int]:
         if end < len(text):
             cut = _CUT.search(text, end, end + PIECE)
             end = cut.start() if cut else end + PIECE
-        try:
-            ids = tokenizer.encode(text[start:end], add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError) as e:
-            raise ParameterError(f"text is not valid Unicode: {e}; was it read as UTF-8?") from e
-        yield from ids
+        yield from _encoded(tokenizer, text[start:end])
         start = end
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except (UnicodeEncodeError, TypeError) as e:
+        raise ParameterError(f"text is not valid Unicode: {e}; was it read as UTF-8?") from e
+    except BaseException as e:  # a bare Exception, or for a panic of its Rust code a bare BaseException
+        if isinstance(e, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise TokenizerError(
+            f"the tokenizer cannot encode {shown(text)}: {shown(str(e), 120)}; "
+            "give text of its own kind, or train it anew with a token for what it does not know"
+        ) from None
+    return ids

@@ -81,6 +81,7 @@ def verify(
 
     Raises:
         BundleError: it is damaged, or a graph cannot be opened.
+        TokenizerError: its tokenizer cannot encode the golden prompt.
         ProviderError: ONNX Runtime, or a provider that was asked for, is not there.
     """
     bundle = read_bundle(path)

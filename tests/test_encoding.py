@@ -2,9 +2,9 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from sdgm_edge.runtime import ParameterError, encoding
+from sdgm_edge.runtime import ParameterError, TokenizerError, encoding
 
 TOKENIZER = Tokenizer.from_buffer(tiny.tokenizer_json())
 
@@ -65,3 +65,16 @@ def test_a_long_text_without_a_space_is_cut_all_the_same():
 def test_text_that_is_not_unicode_is_refused():
     with pytest.raises(ParameterError, match=r"text is not valid Unicode: .*; was it read as UTF-8"):
         list(encoding.encode(TOKENIZER, "a\ud800"))
+
+
+def test_a_tokenizer_that_has_no_token_for_a_text_is_told():
+    tokenizer = Tokenizer(models.WordLevel({"river": 0}, unk_token="<unk>"))
+    with pytest.raises(TokenizerError, match=r"the tokenizer cannot encode 'sea': .*Missing \[UNK\] token"):
+        list(encoding.encode(tokenizer, "sea"))
+
+
+def test_a_panic_in_a_tokenizer_is_told():
+    tokenizer = Tokenizer.from_buffer(tiny.tokenizer_json())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    with pytest.raises(TokenizerError, match=r"the tokenizer cannot encode 'a.*retry-limit-in-match over"):
+        list(encoding.encode(tokenizer, "a" * 40 + "b"))
