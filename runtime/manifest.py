@@ -24,6 +24,7 @@ REQUIRED, OPTIONAL = {CONFIG, TOKENIZER, GENERATION}, {MIXTURE, CARD, LOOP}
 GRAPH_NAME = re.compile(r"model(_[a-z0-9]+)?\.onnx")
 
 _LIMITS = {"vocab_size": 1 << 22, "state_size": 1 << 24, "mixing_size": 1 << 20, "chunk": 1 << 16}
+_FLOAT32_MAX = 3.4028235e38
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIGURES = (dict, type(None))
 
@@ -272,7 +273,8 @@ def _golden(value: Any, variants: dict[str, Variant], where: str) -> Golden:
         _require(len(rows) == len(tokens), where, f"{name}: logits", f"{len(tokens)} rows", len(rows))
         for row in rows:
             good = isinstance(row, list) and all(type(x) in (float, int) for x in row)
-            _require(good, where, f"{name}: logits", "rows of numbers", row)
+            good = good and all(abs(x) <= _FLOAT32_MAX for x in row)
+            _require(good, where, f"{name}: logits", "rows of numbers that float32 holds", row)
     return Golden(
         prompt=value["prompt"],
         ids=value["ids"],

@@ -226,6 +226,14 @@ def test_the_number_of_parameters_is_told_where_it_is_known(path, tmp_path):
             "logits: expected rows of numbers",
         ),
         (
+            {"golden": {"prompt": "", "ids": [], "variants": {"fp32": golden_rows([1], [[10**400]])}}},
+            "logits: expected rows of numbers that float32 holds",
+        ),
+        (
+            {"golden": {"prompt": "", "ids": [], "variants": {"fp32": golden_rows([1], [[-1e39]])}}},
+            "logits: expected rows of numbers that float32 holds",
+        ),
+        (
             {"golden": {"prompt": "", "ids": [], "variants": {"fp32": golden_rows([1], [[0] * 301])}}},
             "at most 300 logits a token, got 301",
         ),
