@@ -7,7 +7,7 @@ recognised by its version, never half understood.
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def encode_json(value: object) -> bytes:
 
 
 def decode_json(data: bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no field twice, finite numbers."""
+    """Strict JSON: UTF-8, also where characters are escaped, no field twice, finite numbers."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(fields := dict(items)) != len(items):
@@ -146,7 +146,10 @@ def decode_json(data: bytes, where: str) -> Any:
         return value
 
     try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        value = json.loads(data.decode(), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        for text in _texts(value):
+            text.encode()
+        return value
     except (ValueError, RecursionError) as e:
         raise invalid(where, "not readable", "valid JSON", shown(str(e), 120)) from None
 
@@ -281,6 +284,19 @@ def _golden(value: Any, variants: dict[str, Variant], where: str) -> Golden:
         tokens={name: entry["tokens"] for name, entry in value["variants"].items()},
         logits={name: entry["logits"] for name, entry in value["variants"].items()},
     )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in a JSON value, keys too."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
 
 
 def _require(good: object, where: str, what: str, expected: object, got: object) -> None:

@@ -253,6 +253,7 @@ def test_a_wrong_manifest_names_what_is_wrong(folder, changes, message):
         ("{", "valid JSON"),
         ('{"format": "sdgm-bundle", "format": "sdgm-bundle"}', "a field is there twice"),
         ('{"a": NaN}', "NaN is no finite number"),
+        ('{"a": ["\\ud800"]}', "valid JSON.*surrogates not allowed"),
         ('{"a": 1e999}', "1e999 is no finite number"),
         ('{"a": ' + "1" * 5000 + "}", "valid JSON"),
         ("[" * 100_000, "valid JSON"),
