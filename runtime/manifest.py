@@ -159,6 +159,7 @@ def parse_config(value: Any, where: str) -> BundleConfig:
     _record(value, where, vocab_size=int, state_size=int, mixing_size=int, chunk=int, model=dict)
     for name, limit in _LIMITS.items():
         _require(1 <= value[name] <= limit, where, name, f"1 to {limit}", value[name])
+    _require_printable(value["model"], where, "model")
     return BundleConfig(**value)
 
 
@@ -203,11 +204,13 @@ def parse_manifest(value: Any, where: str) -> Manifest:
         at = f"variants: {name}"
         _record(entry, f"{where}: {at}", file=str, parity=_FIGURES, accuracy=_FIGURES)
         _require(GRAPH_NAME.fullmatch(entry["file"]), where, at, "a file model….onnx", entry["file"])
+        _require_printable(entry, where, at)
         variants[name] = Variant(name=name, **entry)
     graphs = {variant.file for variant in variants.values()}
     _require(len(graphs) == len(variants), where, "variants", "a file for each", sorted(graphs))
     _names(files.keys(), REQUIRED | graphs, OPTIONAL, f"{where}: files", "file")
     _require(0 < len(value["name"]) <= 200, where, "name", "1 to 200 characters", value["name"])
+    _require_printable(value["name"], where, "name")
     _require(
         value["default"] in variants, where, "default", f"one of {shown(sorted(variants))}", value["default"]
     )
@@ -215,6 +218,7 @@ def parse_manifest(value: Any, where: str) -> Manifest:
     _require(
         all(isinstance(v, str) for v in versions.values()), where, "made_with", "versions as text", versions
     )
+    _require_printable(versions, where, "made_with")
     count = value["num_parameters"]
     _require(count is None or count > 0, where, "num_parameters", "a number from 1", count)
     model_id = value["model_id"]
@@ -297,6 +301,12 @@ def _texts(value: Any) -> Iterator[str]:
             left += [*value, *value.values()]
         elif isinstance(value, list):
             left += value
+
+
+def _require_printable(value: Any, where: str, what: str) -> None:
+    """Require text that a command can print as it stands, which no terminal takes for an order."""
+    for text in _texts(value):
+        _require(text.isprintable(), where, what, "characters that can be printed", text)
 
 
 def _require(good: object, where: str, what: str, expected: object, got: object) -> None:

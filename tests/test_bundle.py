@@ -189,9 +189,12 @@ def test_the_number_of_parameters_is_told_where_it_is_known(path, tmp_path):
         ({"extra": 1}, "unknown field.*'extra'"),
         ({"name": ""}, "name: expected 1 to 200 characters"),
         ({"name": 3}, "name: expected str, got 3"),
+        ({"name": "x\x1b[2J"}, r"name: expected characters that can be printed, got 'x\\x1b\[2J'"),
         ({"default": "q4"}, "default: expected one of .*, got 'q4'"),
         ({"model_id": "abc"}, "model_id: expected 64 hexadecimal digits"),
         ({"made_with": {"onnx": 1}}, "made_with: expected versions as text"),
+        ({"made_with": {"onnx": "1\x07"}}, r"made_with: expected .* printed, got '1\\x07'"),
+        ({"made_with": {"\x9b2J": "1"}}, r"made_with: expected .* printed, got '\\x9b2J'"),
         ({"num_parameters": 0}, "num_parameters: expected a number from 1, got 0"),
         ({"num_parameters": "4M"}, "num_parameters: expected int or null, got '4M'"),
         ({"atoms": 3}, "atoms: expected dict or null, got 3"),
@@ -210,6 +213,10 @@ def test_the_number_of_parameters_is_told_where_it_is_known(path, tmp_path):
         ({"variants": {"int2": {}}}, "unknown variant: expected fp32 or int8 or q4 or fp16, got 'int2'"),
         ({"variants": {"fp32": variant("../m.onnx")}}, r"a file model….onnx"),
         ({"variants": {"fp32": variant("model.onnx", 1)}}, "parity: expected dict or null"),
+        (
+            {"variants": {"fp32": variant("model.onnx", {"max": {"of": ["\x1b"]}})}},
+            r"variants: fp32: expected .* printed, got '\\x1b'",
+        ),
         (
             {"variants": {v: variant("model.onnx") for v in ("fp32", "q4")}},
             "variants: expected a file for each",
@@ -282,6 +289,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(folder, monkeypatch):
     [
         ({"config": b"[]"}, "expected an object"),
         ({"config": encode_json({"vocab_size": 300})}, "missing field: expected chunk"),
+        ({"config": config(model={"kind": "\x1b[2J"})}, r"model: expected .* printed, got '\\x1b\[2J'"),
         (
             {"config": config(state_size=0)},
             "state_size: expected 1 to",
