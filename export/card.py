@@ -36,7 +36,8 @@ that it runs on with the one that exported the model.
 `{default}` runs unless another is asked for. Held-out text: {num_bytes:,} bytes, {num_tokens:,} tokens,
 sha256 `{sha256:.16}…`, of which the float32 graph makes {reference}. *Loss* is the increase
 of bits per byte against that. *Parity* is the largest difference of a logit between the graph and the trained
-model with the same rounded weights, over {steps} steps: absolute in fp32, elsewhere relative to the largest.
+model with the same rounded weights, over {steps} steps: absolute in fp32, elsewhere relative to how far words
+lie apart.
 {mixed}{screened}{reduced}
 Model `{model_id:.16}…`, made with {made_with}.
 """

@@ -6,10 +6,11 @@ import onnx
 import pytest
 import torch
 import trained
-from sdgm_edge.export.gates import check_parity, compare, run_graph, run_torch
+from sdgm_edge.export.gates import check_parity, compare, difference, run_graph, run_torch
 from sdgm_edge.export.graph import matrix_names, weights_of
 from sdgm_edge.export.variants import VARIANTS, build, bundle_config, model_as_held
 
+from sdgm_edge.models import SDGM, preset
 from sdgm_edge.runtime import Engine, ParityError
 
 FEW = 96
@@ -72,6 +73,46 @@ def test_parity_fails_on_any_perturbed_weight(name):
     check_parity(VARIANTS[32], perturbed, engine(name), steps=24)
 
 
+def unnoticed_where_zero(variant, held, engine, weights):
+    """Which of a model's weights may be zero, and parity passes all the same."""
+    unnoticed = []
+    for weight in weights:
+        parameter = held.get_parameter(weight)
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.zero_()
+        try:
+            check_parity(variant, held, engine, steps=48)
+            unnoticed.append(weight)
+        except ParityError:
+            pass
+        with torch.no_grad():
+            parameter.copy_(kept)
+    return unnoticed
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("name", trained.CONFIGS)
+def test_parity_of_a_rounded_variant_fails_where_a_matrix_is_missing(name, bits):
+    plan = VARIANTS[bits].plan(weights_of(trained.model(name)))
+    held = model_as_held(trained.model(name), plan)
+    assert unnoticed_where_zero(VARIANTS[bits], held, engine(name, bits), plan) == []
+    check_parity(VARIANTS[bits], held, engine(name, bits), steps=48)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_parity_of_a_rounded_variant_sees_numbers_that_all_stay_small(bits):
+    """Keys and mixing vectors of an untrained model of the paper's: none reaches 1."""
+    torch.manual_seed(0)
+    model = SDGM(preset("paper", vocab_size=300, width=64, num_atoms=32)).eval()
+    plan = VARIANTS[bits].plan(weights_of(model))
+    held, made = model_as_held(model, plan), engine_of(model, plan)
+    synthesis = [f"blocks.0.atoms.{part}" for part in ("amplitude", "frequency", "phase")]
+    weights = [*synthesis, "blocks.0.atoms.encoder.weight", "pointer.key.weight"]
+    assert unnoticed_where_zero(VARIANTS[bits], held, made, weights) == []
+    check_parity(VARIANTS[bits], held, made, steps=48)
+
+
 def test_parity_tells_all_that_differs():
     with pytest.raises(ParityError) as raised:
         check_parity(VARIANTS[32], trained.model(seed=1), engine(), FEW)
@@ -94,6 +135,25 @@ def test_compare_takes_no_nan_for_equal():
     assert compare(config, expected, got, True)["mixing"] == math.inf
     with pytest.raises(ValueError, match="logits: expected shape"):
         compare(config, expected, {**got, "logits": got["logits"][:, 1:]}, True)
+
+
+def test_differences_of_a_rounded_variant_are_told_by_the_size_of_what_differs():
+    small = np.array([0.01, -0.02], np.float32)
+    assert difference("mixing", small, small * 0, exact=False) == pytest.approx(1)
+    assert difference("mixing", small, small * 0, exact=True) == pytest.approx(0.02)
+    assert difference("mixing", small * 0, small * 0, exact=False) == 0
+    logits = np.array([-9.5, -10.5], np.float32)  # log probabilities: words lie half a nat from their mean
+    assert difference("logits", logits, logits[::-1], exact=False) == pytest.approx(2)
+    assert difference("logits", logits, logits + 1, exact=False) == pytest.approx(0, abs=1e-6)
+    assert difference("logits", logits, logits + 1, exact=True) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_counts_in_the_state_are_held_to_the_number_itself(exact):
+    ids = np.array([3.0, 30_000.0], np.float32)
+    assert difference("state.copy.ids", ids, ids + 1, exact) == 1
+    assert difference("state.clock", ids, ids - 1, exact) == 1
+    assert difference("state.clock", ids, ids, exact) == 0
 
 
 @pytest.mark.parametrize("name", trained.CONFIGS)
@@ -202,6 +262,9 @@ def test_only_matrices_leave_float32(name, bits):
     assert all(weights[matrix].ndim == 2 for matrix in plan)
     graph = onnx.load_from_string(build(model.config, weights, plan)).graph
     held = {i.name: i.data_type for i in graph.initializer}
+    half = sorted(name for name, kind in held.items() if kind == onnx.TensorProto.FLOAT16)
+    assert len(half) == (len(plan) if bits == 16 else 0)
+    assert all(name.endswith(".weight") for name in half)
     for part in ["cosine", "sine"] if name == "ringing" else ["amplitude", "phase"]:
         assert held[f"layers.0.atoms.{part}"] == onnx.TensorProto.FLOAT
     if bits in (4, 8):
