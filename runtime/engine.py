@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .container import AGAIN, invalid
-from .errors import BundleError
+from .errors import BundleError, ProviderError, SdgmError
 from .manifest import BundleConfig
-from .providers import TIDY, Opened, onnxruntime, open_graph
+from .providers import TIDY, Opened, line, onnxruntime, open_graph
 
 _MANY_LOGITS = 1 << 20
 """More of them are not kept room for."""
@@ -53,26 +53,33 @@ class Engine:
     ) -> None:
         """Open the graph and hold it against the contract.
 
+        A session of CUDA says nothing of graphs that its kernels have no room for, which is found when this
+        one is tried: with "auto" the CPU then takes it.
+
         Raises:
             BundleError: the graph is refused, or obeys another contract.
-            ProviderError: ONNX Runtime or a provider is not there.
+            ProviderError: ONNX Runtime or a provider is not there, or cannot run the graph.
             ParameterError: `providers` or `threads` make no sense.
         """
-        self.opened: Opened = open_graph(
-            graph,
-            where,
-            providers=providers,
-            threads=threads,
-            reuse=config.chunk * config.vocab_size > _MANY_LOGITS,
-        )
         self.config, self.chunk = config, config.chunk
         self._where = where
-        self._session = self.opened.session
-        self._device = "cuda" if self.opened.provider == "cuda" else None
+        self._differs: dict[int, float] = {}
+        reuse = config.chunk * config.vocab_size > _MANY_LOGITS
+        self._use(open_graph(graph, where, providers=providers, threads=threads, reuse=reuse))
+        try:
+            self._check_contract()
+        except SdgmError as e:
+            if providers != "auto" or self.opened.provider == "cpu":
+                raise
+            reason = f"CUDA could not run the graph: {line(e.__cause__ or e)}"
+            self._use(open_graph(graph, where, providers="cpu", threads=threads, reuse=reuse, reason=reason))
+            self._check_contract()
+
+    def _use(self, opened: Opened) -> None:
+        self.opened, self._session = opened, opened.session
+        self._device = "cuda" if opened.provider == "cuda" else None
         self._tidy = onnxruntime().RunOptions()
         self._tidy.add_run_config_entry(*TIDY)
-        self._differs: dict[int, float] = {}
-        self._check_contract()
 
     def zeros(self) -> State:
         """The state before the first token."""
@@ -83,7 +90,10 @@ class Engine:
         state = np.ascontiguousarray(state_S, np.float32).reshape(1, -1)
         if self._device is None:
             return state
-        return onnxruntime().OrtValue.ortvalue_from_numpy(state, self._device, 0)
+        try:
+            return onnxruntime().OrtValue.ortvalue_from_numpy(state, self._device, 0)
+        except Exception as e:
+            raise self._failure(e) from e
 
     def download(self, state: State) -> Floats:
         """The numbers of a state, (S,)."""
@@ -147,9 +157,13 @@ class Engine:
                 return self._session.run(outputs, feeds, *options)  # type: ignore[no-any-return]
             return self._run_on_device(outputs, feeds)
         except Exception as e:  # ONNX Runtime raises a dozen unrelated classes
-            raise BundleError(
-                f"{self._where}: the graph fails: {' '.join(str(e).split())[:200]}; {AGAIN}"
-            ) from e
+            raise self._failure(e) from e
+
+    def _failure(self, e: Exception) -> SdgmError:
+        provider = self.opened.provider
+        if provider == "cpu":
+            return BundleError(f"{self._where}: the graph fails: {line(e)}; {AGAIN}")
+        return ProviderError(f"{self._where}: the graph fails on {provider}: {line(e)}; use providers='cpu'")
 
     def _run_on_device(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
         """As `_run`, but the state neither comes from the host nor goes there."""

@@ -62,7 +62,7 @@ def onnxruntime() -> Any:
         raise ProviderError(f"onnxruntime is not installed; type: {INSTALL}") from e
     except ImportError as e:
         raise ProviderError(
-            f"onnxruntime cannot be loaded: {_line(e)}; type: {INSTALL} --force-reinstall"
+            f"onnxruntime cannot be loaded: {line(e)}; type: {INSTALL} --force-reinstall"
         ) from e
     ort.set_default_logger_severity(_QUIET)
     if hasattr(ort, "disable_telemetry_events"):
@@ -77,13 +77,14 @@ def open_graph(
     providers: str | Sequence[str] = "auto",
     threads: int | None = None,
     reuse: bool = True,
+    reason: str = "asked for",
 ) -> Opened:
     """Make a session for `graph` on the providers that are asked for.
 
-    `providers`: "auto" takes CUDA where it works and the CPU otherwise; a name or several ("cpu", "cuda", or
+    `providers`: "auto" takes CUDA where it starts and the CPU otherwise; a name or several ("cpu", "cuda", or
     ONNX Runtime's own names) must all be there. `reuse`: look for values that can take the place of others,
     which takes a third of the time in which a session is made; a run's memory is planned anyway, and it
-    matters only where single values are large.
+    matters only where single values are large. `reason`: why providers that are named are taken.
 
     Raises:
         ParameterError: no such provider, or a number of threads that makes no sense.
@@ -99,7 +100,7 @@ def open_graph(
     options.enable_mem_reuse = reuse
     if providers != "auto":
         wanted = _full_names(ort, _listed(providers))
-        return _explicit(ort, graph, where, wanted, options)
+        return _explicit(ort, graph, where, wanted, options, reason)
     if CUDA not in ort.get_available_providers():
         session = _session(ort, graph, where, [CPU], options)
         return _opened(session, "onnxruntime without GPU support is installed")
@@ -107,19 +108,21 @@ def open_graph(
         session = _session(ort, graph, where, [CUDA, CPU], options)
     except BundleError as e:
         session = _session(ort, graph, where, [CPU], options)
-        return _opened(session, f"CUDA could not be started: {_line(e.__cause__ or e)}")
+        return _opened(session, f"CUDA could not be started: {line(e.__cause__ or e)}")
     works = CUDA in session.get_providers()
-    return _opened(session, "CUDA works here" if works else "CUDA could not be started")
+    return _opened(session, "CUDA starts here" if works else "CUDA could not be started")
 
 
-def _explicit(ort: Any, graph: Path | bytes, where: object, wanted: list[str], options: Any) -> Opened:
+def _explicit(
+    ort: Any, graph: Path | bytes, where: object, wanted: list[str], options: Any, reason: str
+) -> Opened:
     available = ort.get_available_providers()
     missing = [name for name in wanted if name not in available]
     if not missing:
         session = _session(ort, graph, where, wanted, options)
         missing = [name for name in wanted if name not in session.get_providers()]
         if not missing:
-            return _opened(session, "asked for")
+            return _opened(session, reason)
     name, listed = _short(missing[0]), missing[0] in available
     got = "one that does not start" if listed else ", ".join(map(_short, available))
     remedy = "install a build of onnxruntime that has it"
@@ -187,7 +190,7 @@ def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str],
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as e:  # ONNX Runtime raises a dozen unrelated classes
-        raise BundleError(f"{where}: ONNX Runtime refuses the graph: {_line(e)}; {AGAIN}") from e
+        raise BundleError(f"{where}: ONNX Runtime refuses the graph: {line(e)}; {AGAIN}") from e
     session.disable_fallback()
     session._model_bytes = None  # kept for a fallback that is switched off
     return session
@@ -212,5 +215,6 @@ def _short(name: str) -> str:
     return name.removesuffix("ExecutionProvider").lower()
 
 
-def _line(e: BaseException) -> str:
+def line(e: BaseException) -> str:
+    """What an error says, in one line that is not too long."""
     return re.sub(r"\s+", " ", str(e)).strip()[:200]

@@ -1,11 +1,14 @@
+import logging
+import types
+
 import numpy as np
 import onnx
 import pytest
 import tiny
 from sdgm_edge.runtime.engine import Blend, Engine
-from sdgm_edge.runtime.providers import TIDY
+from sdgm_edge.runtime.providers import CPU, CUDA, TIDY, onnxruntime
 
-from sdgm_edge.runtime import BundleError, Generator
+from sdgm_edge.runtime import BundleError, Generator, ProviderError
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -144,3 +147,74 @@ def test_room_for_many_logits_is_given_back(engine, monkeypatch):
     engine.last([1, 2, 3], engine.zeros())
     assert session.options == [[], [TIDY[1]], [], []]
     np.testing.assert_array_equal(many, few)
+
+
+class OnCuda:
+    """A session of the CPU that says it is CUDA's, and fails where that has no room."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+    def get_providers(self):
+        return [CUDA, CPU]
+
+    def io_binding(self):
+        raise RuntimeError("Rotary embedding dim\n must be <= max_threads_per_block")
+
+
+@pytest.fixture(params=["run", "upload"])
+def failing_cuda(request, monkeypatch):
+    """Pretend that CUDA starts and then fails to run a graph, or to take a state; told is what it says."""
+    real = onnxruntime()
+
+    def make(graph, options, providers, **kwargs):
+        session = real.InferenceSession(graph, options, providers=[CPU], **kwargs)
+        return OnCuda(session) if CUDA in providers else session
+
+    def value_of(array, device="cpu", number=0):
+        if request.param == "upload" and device == "cuda":
+            raise RuntimeError("CUDA out of memory")
+        return real.OrtValue.ortvalue_from_numpy(array)
+
+    fake = types.SimpleNamespace(
+        InferenceSession=make,
+        SessionOptions=real.SessionOptions,
+        RunOptions=real.RunOptions,
+        OrtValue=types.SimpleNamespace(ortvalue_from_numpy=value_of),
+        get_available_providers=lambda: [CUDA, CPU],
+        get_all_providers=real.get_all_providers,
+    )
+    for module in ("engine", "providers"):
+        monkeypatch.setattr(f"sdgm_edge.runtime.{module}.onnxruntime", lambda: fake)
+    return {"run": "Rotary embedding dim must be <= max", "upload": "CUDA out of memory"}[request.param]
+
+
+def test_auto_takes_the_cpu_where_cuda_fails_at_the_trial_and_says_why(
+    engine, tmp_path, failing_cuda, caplog
+):
+    with caplog.at_level(logging.INFO):
+        other = Generator.load(tiny.write(tmp_path / "tiny")).engine
+    assert other.opened.provider == "cpu"
+    assert other.opened.reason.startswith(f"CUDA could not run the graph: {failing_cuda}")
+    assert f"running on cpu: {other.opened.reason}" in caplog.text
+    for ours, theirs in zip(
+        engine.last([1, 2], engine.zeros()), other.last([1, 2], other.zeros()), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("providers", ["cuda", ["cuda", "cpu"]])
+def test_cuda_that_was_asked_for_and_fails_is_an_error(tmp_path, failing_cuda, providers):
+    told = rf"model\.onnx: the graph fails on cuda: {failing_cuda}.*; use providers='cpu'$"
+    with pytest.raises(ProviderError, match=told):
+        Generator.load(tiny.write(tmp_path / "tiny"), providers=providers)
+
+
+def test_another_contract_is_one_on_the_cpu_too(tmp_path, failing_cuda):
+    with pytest.raises(BundleError, match="inputs of the graph: expected ids, state, got"):
+        Generator.load(
+            tiny.write(tmp_path / "b", {"model": renamed("input", "ids", "other").SerializeToString()})
+        )

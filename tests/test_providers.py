@@ -135,11 +135,11 @@ def test_threads_have_a_range(wrong):
         open_graph(GRAPH, "m", threads=wrong)
 
 
-def test_auto_takes_cuda_where_it_works(machine, caplog):
+def test_auto_takes_cuda_where_it_starts(machine, caplog):
     machine([CUDA, CPU], [CUDA])
     with caplog.at_level(logging.INFO):
         assert open_graph(GRAPH, "m").provider == "cuda"
-    assert "running on cuda: CUDA works here" in caplog.text
+    assert "running on cuda: CUDA starts here" in caplog.text
 
 
 @pytest.mark.parametrize(
