@@ -9,6 +9,14 @@ settings.register_profile("timeless", deadline=None)  # no test depends on timin
 settings.load_profile("timeless")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """No test reads the cache of whoever runs it or leaves anything there, nor do the processes it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDGM_EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was():
     """A command run inside a test logs to that test's stderr, which is closed when the next one logs."""

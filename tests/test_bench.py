@@ -9,17 +9,12 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent.parent / "benchmarks/bench.py"
 
 
-def bench(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCH), *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SDGM_EDGE_CACHE": str(cache)},
-    )
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(BENCH), *arguments], capture_output=True, text=True)
 
 
-def test_a_section_measures_and_names_the_machine(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--only", "sessions", "--json")
+def test_a_section_measures_and_names_the_machine() -> None:
+    done = bench("--only", "sessions", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["machine"]["cores"] == os.cpu_count()
@@ -33,7 +28,7 @@ def test_a_section_measures_and_names_the_machine(tmp_path: Path) -> None:
         assert figure["measured"] <= 64
 
 
-def test_an_unknown_section_is_told(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--only", "speed,quality")
+def test_an_unknown_section_is_told() -> None:
+    done = bench("--only", "speed,quality")
     assert done.returncode == 2
     assert "--only: no section 'quality'; known: accuracy, speed" in done.stderr
