@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class Report:
         lines += ["", *(part.markdown() for part in self.tables), *(f"- {note}" for note in self.notes), ""]
         lines += [f"![{title}]({name})\n" for (title, _), name in zip(self.plots, pictures, strict=True)]
         whole = page("The paper's comparison", self.about, self.tables, self.plots, self.notes)
-        figures = json.dumps({"about": self.about, **self.figures}, indent=2, allow_nan=False) + "\n"
+        figures = json.dumps(finite({"about": self.about, **self.figures}), indent=2, allow_nan=False) + "\n"
         texts = {"report.md": "\n".join(lines), "report.html": whole, "report.json": figures}
         for name, data in {**pictures, **{name: text.encode() for name, text in texts.items()}}.items():
             with replacing(folder / name, RunError) as file:
@@ -212,13 +213,24 @@ def generated(path: Path, run: Path, judging: Sequence[str]) -> dict[str, Any] |
         command = ["-m", "sdgm_edge", "probe", "generation", str(run), str(run / "heldout.txt"), *judging]
         small = ["--number", "32", "--tokens", "64", "--strengths", "0.1,0.3,0.6", "--json"]
         done = child.run([*command, *small], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode < 0:
+            return f"was killed by signal {-done.returncode} (out of memory?)"
         if done.returncode:
-            return done.stderr.strip().splitlines()[-1]
+            return [f"ended with code {done.returncode}", *done.stderr.strip().splitlines()][-1]
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, RunError) as file:
             file.write(done.stdout.encode())
     found: dict[str, Any] = json.loads(path.read_bytes())
     return found
+
+
+def finite(figures: Any) -> Any:
+    """Return figures as JSON knows them: None for what no float holds, as a word perplexity of e^800."""
+    if isinstance(figures, Mapping):
+        return {name: finite(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [finite(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def draw_memory(findings: Sequence[Finding], task: str) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,13 @@ def test_one_report_holds_all(paper):
     assert (made.folder / "best/report.html").exists()
 
 
+def test_what_no_float_holds_loses_no_report(module, tmp_path):
+    endless = {"rows": [{**ROW, "word_perplexity": math.inf}], "curve": ((1, math.nan), (2, 60.0))}
+    module.Report({"minutes": 1}, figures={"generation_best": endless}).write(tmp_path)
+    told = json.loads((tmp_path / "report.json").read_text("utf-8"))["generation_best"]
+    assert told == {"rows": [{**ROW, "word_perplexity": None}], "curve": [[1, None], [2, 60.0]]}
+
+
 def test_without_a_model_or_a_judge_the_rest_is_told(paper, module, monkeypatch):
     made, asked = paper
     failed = Result(status="failed", reason="out of memory")
@@ -184,12 +192,20 @@ def test_texts_are_generated_once(module, tmp_path, monkeypatch):
     place, of_run = tmp_path / "generation/best.json", tmp_path / "run"
     ends.append((1, "", "much\nerror: no such run\n"))
     assert module.generated(place, of_run, []) == "error: no such run"
+    for code, errors, told in (
+        (-9, "32 texts …\n", "was killed by signal 9 (out of memory?)"),
+        (-9, "", "was killed by signal 9 (out of memory?)"),
+        (3, "", "ended with code 3"),
+    ):
+        ends.append((code, "", errors))
+        assert module.generated(place, of_run, []) == told
+    asked.clear()
     ends.append((0, json.dumps({"rows": [ROW]}), ""))
     for _ in range(2):
         assert module.generated(place, of_run, ["--judge", "judge"]) == {"rows": [ROW]}
-    assert len(asked) == 2
+    assert len(asked) == 1
     told = ["-m", "sdgm_edge", "probe", "generation", str(of_run), str(of_run / "heldout.txt"), "--judge"]
-    assert asked[1][: len(told)] == told
+    assert asked[0][: len(told)] == told
 
 
 def test_an_error_is_one_line(module, tmp_path, monkeypatch, capsys):
