@@ -67,8 +67,10 @@ def model_card(
     for variant, entry in variants.items():
         figures, parity = entry["accuracy"], entry["parity"]
         rows.append(
-            f"| {variant} | `{entry['file']}` | {sizes[entry['file']] / 1e6:.2f} | {_bits(figures)} "
-            f"| {figures['word_perplexity']:.2f} | {figures['loss_increase']:+.2%} | {parity['logits']:.1e} |"
+            f"| {variant} | `{entry['file']}` | {sizes[entry['file']] / 1e6:.2f} "
+            f"| {_told(figures['bits_per_byte'], '.4f')} "
+            f"| {_told(figures['word_perplexity'], '.2f')} | {figures['loss_increase']:+.2%} "
+            f"| {parity['logits']:.1e} |"
         )
     held = ", ".join(f"`{matrix}`" for matrix in mixed)
     return TEMPLATE.format(
@@ -88,7 +90,7 @@ def model_card(
         num_bytes=reference["num_bytes"],
         num_tokens=reference["num_tokens"],
         sha256=reference["sha256"],
-        reference=f"{_bits(reference)} bits per byte",
+        reference=f"{_told(reference['bits_per_byte'], '.4f')} bits per byte",
         steps=next(iter(variants.values()))["parity"]["steps"],
         mixed=f"In q4, {held} stayed in 8 bits.\n" if mixed else "",
         screened="".join(map(_screened, screened.items())),
@@ -106,6 +108,5 @@ def _screened(entry: tuple[str, Screening]) -> str:
     )
 
 
-def _bits(figures: Mapping[str, Any]) -> str:
-    bits = figures["bits_per_byte"]
-    return "–" if bits is None else f"{bits:.4f}"
+def _told(figure: float | None, form: str) -> str:
+    return "–" if figure is None else format(figure, form)

@@ -69,13 +69,14 @@ class Accuracy:
 
     bits_per_byte: float | None
     """None where `<unk>` occurs."""
-    word_perplexity: float
+    word_perplexity: float | None
+    """None where no float holds it, as of text without white space."""
     token_perplexity: float
     """Depends on the tokenizer."""
     loss_increase: float
     """Relative increase of bits per byte (of −ln p, which is the same), against float32."""
-    perplexity_increase: float
-    """Relative increase of the word perplexity."""
+    perplexity_increase: float | None
+    """Relative increase of the word perplexity; None where no float holds it."""
     limit: float
     """Largest loss_increase that passes."""
     num_tokens: int
@@ -246,15 +247,23 @@ def accuracy(score: Score, reference: Score, limit: float) -> Accuracy:
     """Return the figures of a variant beside those of float32."""
     return Accuracy(
         bits_per_byte=None if score.has_unk else score.bits_per_byte,
-        word_perplexity=score.word_perplexity,
+        word_perplexity=_finite(score.word_perplexity),
         token_perplexity=score.token_perplexity,
         loss_increase=score.nll / reference.nll - 1,
-        perplexity_increase=score.word_perplexity / reference.word_perplexity - 1,
+        perplexity_increase=_finite(perplexity_increase(score.nll - reference.nll, score.num_words)),
         limit=limit,
         num_tokens=score.num_tokens,
         num_bytes=score.num_bytes,
         sha256=score.sha256,
     )
+
+
+def perplexity_increase(more: float, count: int) -> float:
+    """Return the relative increase of a perplexity by so many more nats over so many words or tokens.
+
+    Of the difference, and not of two perplexities: these may be more than a float holds.
+    """
+    return math.expm1(more / count) if more / count < 709 else math.inf
 
 
 def refuse(name: str, found: Accuracy) -> AccuracyError:
@@ -266,5 +275,9 @@ def refuse(name: str, found: Accuracy) -> AccuracyError:
     )
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _digits(value: Any, digits: int = 3) -> Any:
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    return _finite(float(f"{value:.{digits}g}")) if isinstance(value, float) else value

@@ -8,6 +8,8 @@ from typing import Any
 from sdgm_edge.runtime import Engine
 
 WORDS = 6
+CHARACTERS = 64
+"""Most that the words may have together: without white space, a whole text is one word."""
 TOKENS = 16
 LOGITS = 32
 """Logits that are kept of each step: the first ones of the vocabulary."""
@@ -15,7 +17,7 @@ LOGITS = 32
 
 def golden_prompt(text: str) -> str:
     """Return the first words of a text."""
-    return " ".join(text.split()[:WORDS])
+    return " ".join(text.split(maxsplit=WORDS)[:WORDS])[:CHARACTERS].rstrip()
 
 
 def golden_steps(engine: Engine, begin_token: int, ids: Sequence[int]) -> dict[str, Any]:

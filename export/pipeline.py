@@ -42,7 +42,7 @@ from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 from .atoms import Reduction, atoms_record, strongest_first
 from .builder import Array
 from .card import model_card
-from .gates import Accuracy, Parity, accuracy, check_parity, refuse, score_graph
+from .gates import Accuracy, Parity, accuracy, check_parity, perplexity_increase, refuse, score_graph
 from .golden import golden_prompt, golden_steps
 from .graph import weights_of
 from .loop import LOOP, checked_loop
@@ -256,7 +256,8 @@ class _Exporter:
         graph = build(self.config, self.weights, whole.plan, screen, self.reach)
         score = self._score(self._engine(graph, variant))
         found = Found(whole.plan, graph, accuracy(score, reference, self.limit))
-        increase = found.accuracy.token_perplexity / whole.accuracy.token_perplexity - 1
+        more = (found.accuracy.loss_increase - whole.accuracy.loss_increase) * reference.nll
+        increase = perplexity_increase(more, reference.num_tokens)
         rank, num_exact = len(screen.down_RD), screen.num_exact
         told = f"{variant.name}: a head screened by rank {rank} with {num_exact} exact words"
         if not self.force and (increase > MAX_INCREASE or not found.accuracy.within):

@@ -108,8 +108,12 @@ class Score:
         return _exp(self.bits_per_byte * math.log(2))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and figures, as JSON knows them; the byte figures are None where `<unk>` occurs."""
-        return {
+        """All fields and figures, as JSON knows them.
+
+        The byte figures are None where `<unk>` occurs, and every figure is that no float holds: the word
+        perplexity of a text that is one long word.
+        """
+        figures = {
             "nll": self.nll,
             "num_tokens": self.num_tokens,
             "num_words": self.num_words,
@@ -121,6 +125,7 @@ class Score:
             "bits_per_byte": None if self.has_unk else self.bits_per_byte,
             "byte_perplexity": None if self.has_unk else self.byte_perplexity,
         }
+        return {name: None if value == math.inf else value for name, value in figures.items()}
 
 
 def score_chunks(text: str, chunks: Iterable[NDArray[np.floating[Any]]], *, has_unk: bool = False) -> Score:

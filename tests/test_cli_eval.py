@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from sdgm_edge.config import load_config
 from sdgm_edge.export import export_run
+from sdgm_edge.runtime import verify
 from sdgm_edge.shards import prepare_corpus
 from sdgm_edge.training import train
 
@@ -79,3 +81,24 @@ def test_a_run_has_no_variants(home: Path) -> None:
     assert done.stderr == "error: --variant int8 chooses in a bundle, and run is a run: export it first\n"
     done = evaluate(home, "run", "new.txt", "--atoms", "4")
     assert done.stderr == "error: --atoms 4 chooses in a bundle, and run is a run: export it first\n"
+
+
+def test_a_text_without_white_space_is_trained_on_exported_verified_and_scored(tmp_path: Path) -> None:
+    """Of one long word no float holds the perplexity: it is none, for machines and for people."""
+    rng = np.random.default_rng(0)
+    written = "".join(chr(0x4E00 + i) for i in rng.integers(0, 400, 24_000))
+    (tmp_path / "train.txt").write_text(written, "utf-8")
+    (tmp_path / "new.txt").write_text(written[:600], "utf-8")
+    corpus = prepare_corpus([tmp_path / "train.txt"], cache=tmp_path / "cache", vocab_size=300)
+    settings = load_config(
+        preset="edge-nano", model=TINY, training={"batch_size": 4, "max_steps": 8, "num_components": 3}
+    )
+    train(settings, corpus, tmp_path / "run")
+    report = export_run(tmp_path / "run", tmp_path / "bundle.sdgm", bits=(8,))
+    assert report.reference.word_perplexity is None
+    assert verify(tmp_path / "bundle.sdgm", providers="cpu").ok
+    for model in ("run", "bundle.sdgm"):
+        result = figures(tmp_path, model, "new.txt")
+        assert result["word_perplexity"] is None
+        assert 1 < result["token_perplexity"] < 1000
+        assert re.search(r"word_perplexity +│ +– ", evaluate(tmp_path, model, "new.txt").stdout)

@@ -1,5 +1,7 @@
 import hashlib
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 import tiny
 import torch
 import trained
+from sdgm_edge.export.gates import accuracy
+from sdgm_edge.export.golden import golden_prompt
 from sdgm_edge.export.variants import VARIANTS
 
 from sdgm_edge.evaluation import score
@@ -24,6 +28,7 @@ from sdgm_edge.runtime import (
     ParameterError,
     ParityError,
     RunError,
+    Score,
     UsageError,
     read_bundle,
     verify,
@@ -158,6 +163,40 @@ def test_words_are_scored_without_bits_per_byte_where_one_is_unknown(export, tmp
     assert bundle.generation.end_tokens == []
     assert "| int8 | `model_int8.onnx` | 0.0" in (tmp_path / "b" / "README.md").read_text()
     assert verify(tmp_path / "b", providers="cpu").ok
+
+
+CHINESE = "你好世界我们今天去河边看钟声响起来" * 40
+
+
+def test_a_text_without_white_space_has_no_word_perplexity_and_is_exported(export, tmp_path):
+    report = export(tmp_path / "b", (8, 4), run=replace(trained.run(), heldout=CHINESE))
+    bundle = read_bundle(tmp_path / "b")
+    figures = bundle.variant("int8").accuracy
+    assert figures["word_perplexity"] is None
+    assert report.variants[0].accuracy.word_perplexity is report.reference.word_perplexity is None
+    assert 0 < figures["bits_per_byte"] < math.inf
+    assert abs(figures["loss_increase"]) < 0.01
+    card = bundle.read("README.md").decode()
+    assert re.search(r"\| int8 .* \| \d+\.\d{4} \| – \| [+-]0\.\d\d% \|", card)
+    assert bundle.manifest.golden.prompt == CHINESE[:64]
+    assert verify(tmp_path / "b", providers="cpu").ok
+
+
+def test_perplexities_that_no_float_holds_still_tell_how_they_increase():
+    text = "你" * 400
+    reference = Score.of(text, 1600.0, 400)
+    assert accuracy(Score.of(text, 1600.5, 400), reference, 0.01).perplexity_increase == pytest.approx(
+        math.expm1(0.25)
+    )
+    assert accuracy(Score.of(text, 4000.0, 400), reference, 0.01).perplexity_increase is None
+    assert not accuracy(Score.of(text, 4000.0, 400), reference, 0.01).within
+
+
+def test_the_golden_prompt_is_a_few_words_and_no_whole_text():
+    assert golden_prompt("Once upon\n a time there was a small river") == "Once upon a time there was"
+    assert golden_prompt("河" * 9000) == "河" * 64
+    assert golden_prompt(f"a {'b' * 61} c d") == f"a {'b' * 61}"
+    assert golden_prompt(" \n") == ""
 
 
 def lossy(monkeypatch, **increase):

@@ -68,6 +68,13 @@ def test_a_hopeless_model_has_infinite_perplexity():
     assert Score.of(TEXT, 1e6, 5).word_perplexity == math.inf
 
 
+def test_figures_that_no_float_holds_are_none_in_the_dict():
+    values = json.loads(json.dumps(Score.of("你" * 400, 2e3, 400).to_dict(), allow_nan=False))
+    assert values["word_perplexity"] is None
+    assert values["token_perplexity"] == pytest.approx(math.exp(5))
+    assert values["bits_per_byte"] == pytest.approx(2e3 / (1200 * math.log(2)))
+
+
 @given(st.lists(st.lists(st.floats(0, 20, width=32), max_size=9), min_size=1), st.integers(0, 3))
 def test_chunks_do_not_matter(chunks, seed):
     flat = np.array([nll for chunk in chunks for nll in chunk], np.float32)
