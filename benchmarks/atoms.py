@@ -91,6 +91,9 @@ def main() -> None:
     options = parser.parse_args()
     with pinned(1):
         gens = budgets(options.bundle, options.variant)
+        if gens[0].atoms is None:
+            what = "expected ringing atoms in the order of their strength, got a bundle that tells no order"
+            parser.exit(2, f"error: {options.bundle}: {what}; export a run of ringing atoms again\n")
         ids = gens[0].encode(options.text.read_text(encoding="utf-8"))
         found = measure(gens, gens[0].decode(ids[: options.tokens]), options.rounds)
     variant = gens[0].variant
