@@ -35,6 +35,7 @@ from sdgm_edge.runtime import (
     check_replaceable,
     encode_arrays,
     encode_json,
+    with_line_end,
     write_bundle,
 )
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
@@ -170,8 +171,9 @@ class _Exporter:
         self.config = run.config
         self.weights = weights_of(model)
         self.tokenizer = Tokenizer.load(run.tokenizer_path)
-        self.tokens = self.tokenizer.encode(run.heldout)
-        self.has_unk = self.tokenizer.kind == "word" and self.tokenizer.token_id(UNKNOWN) in self.tokens
+        words = self.tokenizer.kind == "word"
+        self.tokens = self.tokenizer.encode(with_line_end(run.heldout) if words else run.heldout)
+        self.has_unk = words and self.tokenizer.token_id(UNKNOWN) in self.tokens
         self.prompt = golden_prompt(run.heldout)
         self.prompt_ids = self.tokenizer.encode(self.prompt)
         self.sizes = bundle_config(self.config)

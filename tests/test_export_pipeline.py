@@ -159,6 +159,9 @@ def test_words_are_scored_without_bits_per_byte_where_one_is_unknown(export, tmp
     report = export(tmp_path / "b", (8,), run=run)
     assert report.reference.bits_per_byte is None
     assert report.reference.word_perplexity > 1
+    scored = Generator.load(tmp_path / "b", providers="cpu").score(run.heldout)  # its last line is unfinished
+    assert report.variants[0].accuracy.num_tokens == scored.num_tokens
+    assert report.variants[0].accuracy.word_perplexity == pytest.approx(scored.word_perplexity)
     bundle = read_bundle(tmp_path / "b")
     assert bundle.generation.end_tokens == []
     assert "| int8 | `model_int8.onnx` | 0.0" in (tmp_path / "b" / "README.md").read_text()
