@@ -21,7 +21,7 @@ import importlib, importlib.util, pkgutil, sys
 import sdgm_edge.runtime
 for module in pkgutil.iter_modules(sdgm_edge.runtime.__path__, "sdgm_edge.runtime."):
     importlib.import_module(module.name)
-heavy = {"torch", "sklearn", "onnx", "onnxscript", "matplotlib"} & set(sys.modules)
+heavy = {"torch", "sklearn", "onnx", "onnx_ir", "matplotlib"} & set(sys.modules)
 assert not heavy, f"the runtime imports {sorted(heavy)}"
 leaked = [name for name in ("export", "runtime", "models", "cli") if importlib.util.find_spec(name)]
 assert not leaked, f"top-level modules in site-packages: {leaked}"

@@ -7,7 +7,7 @@ import pytest
 
 import sdgm_edge.runtime
 
-FORBIDDEN = ("torch", "onnx", "onnxscript", "sklearn", "scipy", "pandas", "typer", "rich", "matplotlib")
+FORBIDDEN = ("torch", "onnx", "onnx_ir", "sklearn", "scipy", "pandas", "typer", "rich", "matplotlib")
 ALLOWED = {"numpy", "onnxruntime", "tokenizers", "sdgm_edge"}
 
 

@@ -1,6 +1,8 @@
 """The shape of the project: what is packaged, and what may import what (docs/architecture.md)."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 import tomllib
@@ -21,7 +23,7 @@ MAY_IMPORT = {
     | {"torch", "sklearn", "safetensors", "matplotlib", "tensorboard", "typer", "rich"}
     | {"sdgm_edge", "sdgm_edge.models", "sdgm_edge.runtime"},
     "export": RUNTIME_TOOLS
-    | {"torch", "onnx", "onnxscript", "onnx_ir"}
+    | {"torch", "onnx", "onnx_ir"}
     | {"sdgm_edge", "sdgm_edge.models", "sdgm_edge.runtime"},
 }
 OURS = ("sdgm_edge", *(name for name in FOLDERS.values()))
@@ -118,7 +120,20 @@ def test_runtime_loads_no_training_tool() -> None:
     code = "import sys, sdgm_edge.runtime as r\nfor n in r.__all__: getattr(r, n)\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"torch", "sklearn", "onnx", "onnxscript", "typer", "rich", "matplotlib"}
+    assert not loaded & {"torch", "sklearn", "onnx", "onnx_ir", "typer", "rich", "matplotlib"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {re.split(r"[^\w-]", line)[0] for line in lines} - {"sdgm-edge"}
+    sources = [path for folder in (*FOLDERS, "tests", "benchmarks", "examples") for path in modules(folder)]
+    ours = {*OURS, *(path.stem for path in sources)}
+    found = {owner(name) for path in sources for name, _ in imports(path)} - ours - sys.stdlib_module_names
+    named = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir"}
+    tools = {"build", "mypy", "pre-commit", "ruff", "setuptools"}
+    behind_others = {"onnxruntime-gpu", "tensorboard"}  # imported as onnxruntime, and by torch
+    assert {named.get(name, name) for name in found} == declared - tools - behind_others
 
 
 def test_packages_are_the_folders() -> None:
