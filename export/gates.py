@@ -16,15 +16,17 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from sdgm_edge.models import SDGM, ModelConfig
-from sdgm_edge.runtime import AccuracyError, Engine, ParityError, Score, score_chunks, token_nlls
+from sdgm_edge.runtime import AccuracyError, Engine, ExportError, ParityError, Score, score_chunks, token_nlls
 
 from .builder import Array
+from .matrices import Plan
 from .variants import Variant
 
 STEPS = 512
@@ -92,6 +94,27 @@ class Accuracy:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
         return {name: _digits(value, 6) for name, value in asdict(self).items()}
+
+
+def check_finite(weights: Mapping[str, Array], where: Path) -> None:
+    """Refuse weights that are no numbers. Raises ExportError."""
+    for name, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise ExportError(
+                f"{where}: {name}: expected finite weights, got {weight[~np.isfinite(weight)][0]}; "
+                "the training went astray: train anew with a lower learning rate"
+            )
+
+
+def check_half(plan: Plan, weights: Mapping[str, Array]) -> None:
+    """Refuse matrices that float16 cannot hold, where it is to. Raises ExportError."""
+    most = float(np.finfo(np.float16).max)
+    for name, precision in plan.items():
+        if precision == "fp16" and (largest := float(np.abs(weights[name]).max())) > most:
+            raise ExportError(
+                f"fp16: {name}: expected weights up to {most:g}, which float16 can hold, got {largest:g}; "
+                "ask for 32 bits"
+            )
 
 
 def check_parity(

@@ -31,6 +31,7 @@ from sdgm_edge.runtime import (
     ExportError,
     ParityError,
     Score,
+    StateError,
     UsageError,
     check_replaceable,
     encode_arrays,
@@ -43,7 +44,17 @@ from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 from .atoms import Reduction, atoms_record, strongest_first
 from .builder import Array
 from .card import model_card
-from .gates import Accuracy, Parity, accuracy, check_parity, perplexity_increase, refuse, score_graph
+from .gates import (
+    Accuracy,
+    Parity,
+    accuracy,
+    check_finite,
+    check_half,
+    check_parity,
+    perplexity_increase,
+    refuse,
+    score_graph,
+)
 from .golden import golden_prompt, golden_steps
 from .graph import weights_of
 from .loop import LOOP, checked_loop
@@ -86,7 +97,7 @@ def export_run(
     Raises:
         UsageError: `bits`, `head`, `atoms` or `max_loss_increase` make no sense.
         RunError: there is no such run.
-        ExportError: it is one of a baseline.
+        ExportError: it is one of a baseline, or its weights are no numbers or too large.
         ParityError: a graph does not compute what the model computes.
         AccuracyError: a variant loses too much.
         BundleError: the bundle cannot be written.
@@ -123,6 +134,7 @@ def export_run(
             "leave --head out: a head that points is read whole"
         )
     check_replaceable(target)  # before the work, not after
+    check_finite(weights_of(whole), folder)
     if atoms is not None or run.config.layer == "ringing":
         progress("putting atoms in the order of their strength")
         run = strongest_first(run, atoms)
@@ -186,7 +198,7 @@ class _Exporter:
         self.progress("fp32: comparing with torch")
         parity = check_parity(float32, self.model, engine)
         self.progress(f"fp32: scoring {len(self.tokens)} held-out tokens")
-        reference = self._score(engine)
+        reference = self._score(engine, float32)
         self.reference = accuracy(reference, reference, self.limit)
         if self.whole is not None:
             self.reduction = self._reduction(self.whole, reference)
@@ -207,7 +219,8 @@ class _Exporter:
     def _reduction(self, whole: SDGM, reference: Score) -> Reduction:
         weights, float32 = weights_of(whole), VARIANTS[32]
         graph = build(whole.config, weights, float32.plan(weights))
-        score = self._score(Engine(graph, bundle_config(whole.config), float32.file, providers="cpu"))
+        engine = Engine(graph, bundle_config(whole.config), float32.file, providers="cpu")
+        score = self._score(engine, float32)
         found = Reduction(self.config.num_atoms, whole.config.num_atoms, reference.nll / score.nll - 1)
         self.progress(str(found))
         return found
@@ -215,11 +228,12 @@ class _Exporter:
     def _pass(self, variant: Variant, reference: Score) -> _Passed:
         def attempt(plan: dict[str, Precision]) -> Found:
             graph = build(self.config, self.weights, plan, reach=self.reach)
-            score = self._score(self._engine(graph, variant))
+            score = self._score(self._engine(graph, variant), variant)
             return Found(plan, graph, accuracy(score, reference, self.limit))
 
         self.progress(f"{variant.name}: scoring")
         plan = variant.plan(self.weights)
+        check_half(plan, self.weights)
         found = attempt(plan)
         if variant.bits == 4 and not found.accuracy.within:
             mixed = mixed_precision(
@@ -256,7 +270,7 @@ class _Exporter:
         self.progress(f"{variant.name}: screening the head")
         screen = find_screen(self.model, EXACT_WORDS[whole.plan["embedding.weight"]])
         graph = build(self.config, self.weights, whole.plan, screen, self.reach)
-        score = self._score(self._engine(graph, variant))
+        score = self._score(self._engine(graph, variant), variant)
         found = Found(whole.plan, graph, accuracy(score, reference, self.limit))
         more = (found.accuracy.loss_increase - whole.accuracy.loss_increase) * reference.nll
         increase = perplexity_increase(more, reference.num_tokens)
@@ -291,8 +305,14 @@ class _Exporter:
     def _engine(self, graph: bytes, variant: Variant) -> Engine:
         return Engine(graph, self.sizes, variant.file, providers="cpu")
 
-    def _score(self, engine: Engine) -> Score:
-        return score_graph(engine, self.run.heldout, self.tokens, BEGIN_ID, self.has_unk)
+    def _score(self, engine: Engine, variant: Variant) -> Score:
+        try:
+            return score_graph(engine, self.run.heldout, self.tokens, BEGIN_ID, self.has_unk)
+        except StateError as e:
+            raise AccuracyError(
+                f"{variant.name}: expected a score on the held-out text, got NaN: the graph computes what is "
+                "no number there; check the weights for extreme values, or ask for other bits"
+            ) from e
 
     def write(self, target: Path, name: str, passed: list[_Passed]) -> ExportReport:
         """Write the bundle."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from sdgm_edge.models import SDGM, ModelConfig
+from sdgm_edge.runtime import ExportError
 
 from .builder import Array, ints
 from .layers import Trace
@@ -139,13 +140,23 @@ def hidden_vectors(model: SDGM) -> Tensor:
 
 @torch.no_grad()
 def written(model: SDGM) -> Tensor:
-    """Return text that the model writes, (STEPS, LANES); the same model writes the same."""
+    """Return text that the model writes, (STEPS, LANES); the same model writes the same.
+
+    Raises:
+        ExportError: its logits are no numbers.
+    """
     chance = torch.Generator().manual_seed(0)
     ids_B, state = torch.zeros(LANES, dtype=torch.int64), model.initial_state(LANES)
     fed = []
     for _ in range(STEPS):
         fed.append(ids_B)
         logits_BV, _, state = model.step(ids_B, state)
+        if not logits_BV.isfinite().all():
+            raise ExportError(
+                f"the model: expected finite logits, got {logits_BV[~logits_BV.isfinite()][0]} at token "
+                f"{len(fed)} of a text of its own; its weights are too large: train anew with a lower "
+                "learning rate"
+            )
         ids_B = torch.multinomial(logits_BV.softmax(-1), 1, generator=chance)[:, 0]
     return torch.stack(fed)
 

@@ -152,7 +152,8 @@ def token_nlls(
             f"targets: expected ids from 0 to {vocab_size - 1}, got {targets_T.min()} to {targets_T.max()}; "
             "use this model's tokenizer"
         )
-    shifted_TV = logits_TV - logits_TV.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which `Score` refuses
+        shifted_TV = logits_TV - logits_TV.max(axis=1, keepdims=True)
     at_target_T = shifted_TV[np.arange(num_positions), targets_T].astype(np.float64)
     np.exp(shifted_TV, out=shifted_TV)
     return np.asarray(np.log(shifted_TV.sum(axis=1, dtype=np.float64)) - at_target_T)

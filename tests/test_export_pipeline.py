@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import math
 import os
@@ -220,6 +221,56 @@ def test_a_variant_that_loses_too_much_is_refused_and_nothing_is_left(export, tm
     for part in ("int8: loses too much", "got 2.00%", "fp16: loses too much", "got 3.00%", "at most 1.00%"):
         assert part in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_score_that_is_no_number_is_told_beside_the_other_failures(export, tmp_path, monkeypatch):
+    lossy(monkeypatch, fp32=0.0, fp16=0.03)
+    score_graph, variants = pipeline.score_graph, iter(["fp32", "int8", "fp16"])
+
+    def scored(engine, text, *rest):
+        return Score.of(text, math.nan, 1) if next(variants) == "int8" else score_graph(engine, text, *rest)
+
+    monkeypatch.setattr(pipeline, "score_graph", scored)
+    with pytest.raises(AccuracyError) as raised:
+        export(tmp_path / "b", (8, 16))
+    for part in ("int8: expected a score on the held-out text, got NaN", "; and fp16: loses too much"):
+        assert part in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def changed(weight, value):
+    """A run one of whose weights is another."""
+    model = copy.deepcopy(trained.model())
+    with torch.no_grad():
+        model.get_parameter(weight)[3] = value
+    return replace(trained.run(), model=model)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize(
+    ("weight", "value"),
+    [("bias", math.nan), ("bias", -math.inf), ("blocks.1.atoms.synthesis.weight", math.inf)],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(export, tmp_path, weight, value, bits):
+    told = []
+    message = rf"runs/tale: {re.escape(weight)}: expected finite weights, got {value}; .* train anew"
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path / "b", (bits,), run=changed(weight, value), progress=told.append)
+    assert told == list(tmp_path.iterdir()) == []
+
+
+def test_weights_so_large_that_logits_are_no_numbers_are_refused(export, tmp_path):
+    with pytest.raises(ExportError, match=r"expected finite logits, got nan at token 1 of a text"):
+        export(tmp_path / "b", (8,), run=changed("blocks.0.atoms.strike.weight", 3e38))
+
+
+def test_weights_too_large_for_float16_are_refused_in_float16_alone(export, tmp_path):
+    run = changed("embedding.weight", 1e5)
+    with pytest.raises(
+        ExportError, match=r"fp16: embedding.weight: expected weights up to 65504, .* got 100000"
+    ):
+        export(tmp_path / "b", (16,), run=run)
+    export(tmp_path / "b", (32,), run=run)
 
 
 def test_force_writes_it_all_the_same(export, tmp_path, monkeypatch):

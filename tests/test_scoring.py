@@ -103,6 +103,12 @@ def test_a_score_that_is_no_number():
         score_chunks("a", [np.array([math.nan])])
 
 
+def test_infinite_logits_give_a_score_that_is_no_number_and_no_warning():
+    nlls = token_nlls(np.array([[math.inf, 0.0]], np.float32), np.array([1]))
+    with pytest.raises(StateError, match="got NaN"):
+        score_chunks("a", [nlls])
+
+
 # NLLs
 
 
