@@ -43,7 +43,6 @@ _EXTRAS = {
     "tensorboard": "train",
     "onnx": "export",
     "onnx_ir": "export",
-    "onnxscript": "export",
     "onnxruntime": "cpu",
 }
 _debug = False

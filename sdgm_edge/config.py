@@ -175,8 +175,8 @@ class RunConfig:
 
 PRESET_RUNS: dict[str, RunConfig] = {
     # Adam at 1e-3, weight decay 1e-5, at most 10 epochs of 32 × 128, early stop: the paper's set-up. It gives
-    # no weights for the terms of its loss. With these the likelihood leads by far: without the reconstruction or
-    # the prior a model learns nearly the same (docs/results.md).
+    # no weights for the terms of its loss. With these the likelihood leads by far: without the
+    # reconstruction or the prior a model learns nearly the same (docs/results.md).
     "paper": RunConfig(
         preset="paper",
         model=PRESETS["paper"],

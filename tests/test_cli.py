@@ -173,7 +173,7 @@ def test_debug_shows_a_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("torch", "train"), ("onnxscript.ir", "export"), ("onnxruntime", "cpu")]
+    ("module", "extra"), [("torch", "train"), ("onnx_ir.passes", "export"), ("onnxruntime", "cpu")]
 )
 def test_missing_extra_gives_the_command_to_type(module: str, extra: str) -> None:
     done = try_command("lack", module)
