@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+import os
 import platform
 import statistics
 import time
@@ -27,6 +28,7 @@ from sdgm_edge.models import SDGM
 from sdgm_edge.run import Run, load_run, newest_run
 from sdgm_edge.runtime import (
     AccuracyError,
+    BundleError,
     Engine,
     ExportError,
     ParityError,
@@ -133,7 +135,8 @@ def export_run(
             f"head: expected a head without a pointer to screen, got copy_window = {run.config.copy_window}; "
             "leave --head out: a head that points is read whole"
         )
-    check_replaceable(target)  # before the work, not after
+    _check_place(target)  # before the work, not after
+    check_replaceable(target)
     check_finite(weights_of(whole), folder)
     if atoms is not None or run.config.layer == "ringing":
         progress("putting atoms in the order of their strength")
@@ -149,6 +152,16 @@ def export_run(
     passed = exporter.pass_gates(variants)
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
+
+
+def _check_place(target: Path) -> None:
+    """Refuse a place that nothing can be written to; folders on the way to it are made later."""
+    nearest = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    refused = None if nearest.is_dir() else f"{nearest} is no folder"
+    if refused is None and not os.access(nearest, os.W_OK | os.X_OK):
+        refused = f"{nearest} may not be written to"
+    if refused is not None:
+        raise BundleError(f"{target}: cannot be written: {refused}; choose a place that you may write to")
 
 
 @dataclass(frozen=True, slots=True)

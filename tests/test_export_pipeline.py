@@ -329,6 +329,26 @@ def test_a_folder_of_another_kind_is_left_alone(export, tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.txt"]
 
 
+def test_a_place_under_a_file_is_refused_before_any_work(export, tmp_path):
+    (tmp_path / "afile").write_text("x")
+    told = []
+    for out in (tmp_path / "afile" / "b", tmp_path / "afile" / "deeper" / "b.sdgm"):
+        with pytest.raises(BundleError, match=r"b(.sdgm)?: cannot be written: .*afile is no folder; choose"):
+            export(out, progress=told.append)
+    assert told == []
+    assert (tmp_path / "afile").read_text() == "x"
+    assert export(tmp_path / "made" / "on the way" / "b").path.is_dir()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs folders that are closed to us")
+def test_a_folder_that_is_not_ours_is_refused_before_any_work(export, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    told = []
+    with pytest.raises(BundleError, match=r"b: cannot be written: .*closed may not be written to; choose"):
+        export(tmp_path / "closed" / "new" / "b", progress=told.append)
+    assert told == []
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
