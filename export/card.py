@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,12 +24,12 @@ of a text is {state:,} numbers ({kilobytes:.1f} KB), however long it is.
 ```python
 from sdgm_edge.runtime import Generator
 
-gen = Generator.load("{name}")  # where this bundle lies
-print(gen.generate("{prompt}", max_new_tokens=64, seed=1).text)
+gen = Generator.load({name_in_python})  # where this bundle lies
+print(gen.generate({prompt}, max_new_tokens=64, seed=1).text)
 ```
 
-`sdgm-edge generate -m {name} -p "…"` does the same, and `sdgm-edge verify {name}` compares the machine
-that it runs on with the one that exported the model.
+`sdgm-edge generate -m {name_in_shell} -p "…"` does the same, and `sdgm-edge verify {name_in_shell}`
+compares the machine that it runs on with the one that exported the model.
 
 ## Variants
 
@@ -75,7 +77,9 @@ def model_card(
     held = ", ".join(f"`{matrix}`" for matrix in mixed)
     return TEMPLATE.format(
         name=name,
-        prompt=prompt.replace('"', "'"),
+        name_in_python=json.dumps(name, ensure_ascii=False),
+        name_in_shell=shlex.quote(name),
+        prompt=json.dumps(prompt, ensure_ascii=False),
         parameters=num_parameters,
         s="" if config.num_layers == 1 else "s",
         num_layers=config.num_layers,

@@ -1,8 +1,10 @@
+import ast
 import copy
 import hashlib
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,11 +45,11 @@ TESTS = Path(__file__).parent
 def export(monkeypatch):
     """Export a tiny run; what a run is made of can be changed."""
 
-    def call(out, bits=(32,), name="ringing", run=None, **options):
+    def call(out, bits=(32,), name="ringing", run=None, run_path="runs/tale", **options):
         made = run or trained.run(name)
         monkeypatch.setattr(pipeline, "load_run", lambda folder: made)
         monkeypatch.setattr(pipeline, "SPEED_SECONDS", 0.001)
-        return export_run("runs/tale", out, bits, **options)
+        return export_run(run_path, out, bits, **options)
 
     return call
 
@@ -127,6 +129,18 @@ def test_figures_stand_in_the_manifest_and_on_the_card(export, tmp_path):
         assert v.decode_speed > 0
         assert v.prompt_speed > 0
     assert report.to_dict()["variants"]["q4"]["bytes"] == (tmp_path / "b" / "model_q4.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("said", ["C:\\new says \\", 'He said "no"', "it's 你好 {braces}"])
+def test_the_code_on_the_card_says_what_the_text_says(export, tmp_path, monkeypatch, said):
+    monkeypatch.setattr(pipeline, "newest_run", lambda: Path(f"runs/{said}"))
+    report = export(tmp_path / "b", run=replace(trained.run(), heldout=said), run_path=None)
+    card = (report.path / "README.md").read_text("utf-8")
+    code = ast.parse(card.partition("```python\n")[2].partition("```")[0])
+    literals = [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
+    assert report.name in literals
+    assert said in literals
+    assert shlex.split(re.findall(r"`(sdgm-edge verify .*?)`", card)[0])[2] == report.name
 
 
 def test_the_same_run_gives_the_same_bytes_in_a_folder_and_in_a_file(export, tmp_path):
