@@ -106,15 +106,16 @@ def find_screen(model: SDGM, num_exact: int) -> Screen:
     """Return the nearest preview of a model's head.
 
     The same model gives the same one. Exact logits for `num_exact` words, or for a quarter of the vocabulary
-    where that is less.
+    where that is less, but for one at least.
     """
     V, D = model.config.vocab_size, model.config.width
     rank = rank_of(D)
     hidden = hidden_vectors(model).numpy().astype(np.float64)
     weight, bias = (x.detach().double().numpy() for x in (model.embedding.weight, model.bias))
     mean = hidden.mean(0)
-    covariance = np.cov(hidden.T)
-    covariance += 1e-6 * np.trace(covariance) / D * np.eye(D)  # directions that never occurred
+    covariance = np.atleast_2d(np.cov(hidden.T))  # of width 1 it is a single number
+    variance = np.trace(covariance) or 1.0  # 0 where all vectors are alike
+    covariance += 1e-6 * variance / D * np.eye(D)  # directions that never occurred
     lower = np.linalg.cholesky(covariance)
     spread = weight @ lower  # W L
     directions = np.linalg.eigh(spread.T @ spread)[1][:, : -rank - 1 : -1]  # right singular vectors
@@ -123,7 +124,7 @@ def find_screen(model: SDGM, num_exact: int) -> Screen:
     up, down = spread @ directions, np.linalg.solve(lower.T, directions).T
     lift = bias + weight @ mean - up @ (down @ mean)
     down, up, lift = (np.ascontiguousarray(x, np.float32) for x in (down, up, lift))
-    return Screen(down, up, lift, min(num_exact, V // 4))
+    return Screen(down, up, lift, min(num_exact, max(1, V // 4)))
 
 
 def rank_of(width: int) -> int:

@@ -13,6 +13,7 @@ from sdgm_edge.export.screening import find_screen
 from sdgm_edge.export.variants import VARIANTS, build, bundle_config, model_as_held
 
 from sdgm_edge.export import export_run, pipeline, screening
+from sdgm_edge.models import SDGM
 from sdgm_edge.runtime import AccuracyError, Engine, Generator, ParityError, UsageError, read_bundle, verify
 
 SOME = 12
@@ -104,6 +105,25 @@ def test_a_preview_is_nearer_to_the_head_than_random_directions_are():
         lift = model.scores(mean).detach() - up @ (down @ mean)
         other = replace(screen, down_RD=down.numpy(), up_VR=up.numpy(), bias_V=lift.numpy())
         assert error(screen) < error(other)
+
+
+@pytest.mark.parametrize(("vocab_size", "width"), [(1, 4), (3, 31), (40, 1), (1, 1)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_smallest_heads_can_be_screened(vocab_size, width, bits):
+    torch.manual_seed(0)
+    config = replace(trained.model("ringing").config, vocab_size=vocab_size, width=width)
+    model = SDGM(config).eval()
+    screen, weights = find_screen(model, SOME), weights_of(model)
+    assert screen.num_exact == max(1, vocab_size // 4)
+    engine = Engine(
+        build(config, weights, VARIANTS[bits].plan(weights), screen),
+        bundle_config(config),
+        "g",
+        providers="cpu",
+    )
+    logits_TV, _ = engine.all([0] * 5, engine.zeros())
+    assert logits_TV.shape == (5, vocab_size)
+    assert np.isfinite(logits_TV).all()
 
 
 def test_the_same_model_gives_the_same_screen():
