@@ -364,28 +364,52 @@ def test_a_folder_that_is_not_ours_is_refused_before_any_work(export, tmp_path):
 
 
 KILLED = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {tests!r})
 import trained
 from sdgm_edge.export import export_run, pipeline
+
 pipeline.load_run = lambda folder: trained.run()
-export_run("runs/tale", {out!r}, (32, 8, 4), progress=lambda message: print(message, flush=True))
+pipeline.SPEED_SECONDS = 0.001
+call, calls = os.{function}, iter(range({calls}))
+
+def last(*arguments):
+    if next(calls, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(*arguments)
+
+def progress(message):
+    if message.startswith("writing"):
+        os.{function} = last
+
+export_run("runs/tale", {out!r}, progress=progress)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_killed_half_way_it_leaves_nothing(tmp_path):
-    program = KILLED.format(tests=str(TESTS), out=str(tmp_path / "b"))
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("q4"):
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("name", "function", "calls", "there"),
+    [
+        ("b", "fsync", 3, True),  # some files are written
+        ("b", "rename", 1, False),  # the old bundle is out of the way, the new one not in its place
+        ("b.sdgm", "replace", 0, True),
+    ],
+)
+def test_killed_while_it_writes_it_leaves_a_whole_bundle_or_none(
+    export, tmp_path, name, function, calls, there
+):
+    target = export(tmp_path / name, run=replace(trained.run(), model=trained.model(seed=1))).path
+    before = contents(target)
+    program = KILLED.format(tests=str(TESTS), out=str(target), function=function, calls=calls)
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    assert target.exists() == there
+    if there:
+        assert contents(target) == before
+    left = [path.name for path in tmp_path.iterdir() if path != target]
+    assert left
+    assert all(name.startswith(".") and name.endswith(".partial") for name in left)
+    export(target)
+    assert contents(target) != before
 
 
 def test_a_baseline_is_not_exported(export, tmp_path):
