@@ -10,10 +10,14 @@ settings.load_profile("timeless")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_the_tests(tmp_path_factory):
-    """No test reads the cache of whoever runs it or leaves anything there, nor do the processes it starts."""
+def folders_of_the_tests(tmp_path_factory):
+    """No test reads the cache of whoever runs it or leaves anything there, nor do the processes it starts.
+
+    What those leave that are killed lies where pytest tidies up.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDGM_EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("left")))
         yield
 
 

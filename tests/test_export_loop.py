@@ -1,8 +1,6 @@
 """The decoding loop as a graph: the runtime's tokens when greedy, the model's distribution when not."""
 
 import functools
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,13 +27,19 @@ def made(name="ringing", bits=8, screened=False):
     return graph, loop_graph(graph, variant.file), variant.file, bundle_config(model.config)
 
 
-@functools.cache
-def looped(*key):
-    graph, loop, file, config = made(*key)
-    folder = Path(tempfile.mkdtemp())
-    (folder / file).write_bytes(graph)
-    (folder / LOOP).write_bytes(loop)
-    return Looped(folder / LOOP, config)
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory):
+    """Calling it gives the loop of a graph in a session."""
+
+    @functools.cache
+    def call(*key):
+        graph, loop, file, config = made(*key)
+        folder = tmp_path_factory.mktemp("loop")
+        (folder / file).write_bytes(graph)
+        (folder / LOOP).write_bytes(loop)
+        return Looped(folder / LOOP, config)
+
+    return call
 
 
 def step_by_step(ids, count, *key):
@@ -56,27 +60,27 @@ def step_by_step(ids, count, *key):
 
 @pytest.mark.parametrize("name", trained.CONFIGS)
 @pytest.mark.parametrize("bits", [8, 4, 32])
-def test_greedy_is_what_the_runtime_takes(name, bits):
+def test_greedy_is_what_the_runtime_takes(looped, name, bits):
     tokens, state = looped(name, bits).generate(PROMPT, 24)
     expected, expected_state, _ = step_by_step(PROMPT, 24, name, bits)
     assert tokens == expected
     assert np.array_equal(state, expected_state)
 
 
-def test_a_screened_head_and_a_prompt_longer_than_a_chunk():
+def test_a_screened_head_and_a_prompt_longer_than_a_chunk(looped):
     long = np.random.default_rng(0).integers(0, trained.VOCAB, 300).tolist()
     tokens, _ = looped("ringing", 8, True).generate(long, 8)
     assert tokens == step_by_step(long, 8, "ringing", 8, True)[0]
 
 
-def test_the_next_call_goes_on_with_the_last_token():
+def test_the_next_call_goes_on_with_the_last_token(looped):
     loop = looped()
     whole, _ = loop.generate(PROMPT, 12)
     begun, state = loop.generate(PROMPT, 5)
     assert begun + loop.generate(begun[-1:], 7, state)[0] == whole
 
 
-def test_an_end_token_ends_and_a_count_of_none_gives_none():
+def test_an_end_token_ends_and_a_count_of_none_gives_none(looped):
     whole, _ = looped().generate(PROMPT, 12)
     end = whole[4]
     assert looped().generate(PROMPT, 12, end=[end])[0] == whole[: whole.index(end) + 1]
@@ -92,7 +96,7 @@ def test_no_input_has_a_default():
 
 
 @pytest.mark.parametrize("top_k", [0, 5])
-def test_samples_follow_the_distribution(top_k):
+def test_samples_follow_the_distribution(looped, top_k):
     count = 4000
     counts = np.zeros(trained.VOCAB)
     for seed in range(count):
@@ -111,7 +115,7 @@ def test_samples_follow_the_distribution(top_k):
     assert chisquare(found, wanted).pvalue > 1e-3
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_others():
+def test_the_same_seed_gives_the_same_tokens_and_another_others(looped):
     options = {"temperature": 1.0, "top_k": 0}
     first = looped().generate(PROMPT, 20, seed=7, **options)[0]
     assert looped().generate(PROMPT, 20, seed=7, **options)[0] == first
@@ -134,7 +138,7 @@ def test_weights_stay_in_the_file_of_the_variant():
         assert graph[offset : offset + length] == inside[tensor.name]
 
 
-def test_a_loop_that_takes_other_tokens_is_refused():
+def test_a_loop_that_takes_other_tokens_is_refused(looped):
     graph, loop, file, config = made()
     tokens, _ = looped().generate(PROMPT, 6)
     assert checked_loop(graph, file, config, PROMPT, tokens) == loop

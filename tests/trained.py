@@ -1,6 +1,8 @@
 """What the exporter is tested on: tiny models with random weights in every part, and a run of one."""
 
+import atexit
 import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,9 @@ def run(name: str = "ringing", *, prior: bool = True) -> Run:
 
 @functools.cache
 def tokenizer_path() -> Path:
-    import tempfile
-
-    path = Path(tempfile.mkdtemp()) / "tokenizer.json"
+    """A file of the tiny tokenizer, which is gone when this process ends."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "tokenizer.json"
     path.write_bytes(tiny.tokenizer_json())
     return path
