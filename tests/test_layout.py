@@ -140,11 +140,13 @@ def test_packages_are_the_folders() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     assert tools["package-dir"] == {package: folder for folder, package in FOLDERS.items()}
     on_disk = {
-        ".".join([package, *init.parent.relative_to(ROOT / folder).parts])
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
         for folder, package in FOLDERS.items()
-        for init in (ROOT / folder).rglob("__init__.py")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+        and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(ROOT).parts)
     }
-    assert set(tools["packages"]) == on_disk
+    assert set(tools["packages"]) == on_disk, "folders of data are packages too"
     orphans = [
         path for folder in FOLDERS for path in modules(folder) if not (path.parent / "__init__.py").exists()
     ]
