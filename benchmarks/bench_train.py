@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from sdgm_edge.losses import LEAST_ROWS, LOGITS_AT_ONCE, LossWeights, Objective,
 from sdgm_edge.models import SDGM, preset, ringing
 from sdgm_edge.optimizers import Optimizer
 from sdgm_edge.process import keep_memory, supports_bf16
+from sdgm_edge.runtime import machine
 
 BATCH, WINDOW, ROUNDS = 32, 128, 5
 SCORED = 4096
@@ -252,13 +252,6 @@ def bench_scoring() -> list[dict[str, object]]:
     return [{"scoring in one lane": name, "tokens/s": round(SCORED / t)} for name, t in medians.items()]
 
 
-def machine() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -273,7 +266,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     keep_memory()  # as training does
     tables = [bench_scan(), bench_vocabulary(), bench_clock(), bench_step(), bench_scoring()]
-    title = f"{machine()}, one core, torch {torch.__version__}, batch {BATCH} × {WINDOW}, " + (
+    title = f"{machine()['cpu']}, one core, torch {torch.__version__}, batch {BATCH} × {WINDOW}, " + (
         "bf16" if supports_bf16(torch.device("cpu")) else "float32"
     )
     if options.json:
