@@ -185,7 +185,7 @@ def _measured(
     if corpus.tokenizer.kind == "word":
         unknown = corpus.tokenizer.token_id(UNKNOWN)
     nll, num_words = total_nll(run.model, valid.tokens), valid.num_words + valid.num_lines
-    if not nll / num_words < 700:  # its exponential is no number
+    if not nll / (len(valid) - 1) < 700:  # its exponential is no number
         reason = f"the validation text has a likelihood of e^−{nll:.3g}"
         return Result(status="diverged", reason=reason, curve=_curve(folder))
     score = Score(
@@ -199,6 +199,7 @@ def _measured(
     speeds = sorted(
         float(row["tokens_per_second"]) for row in read_log(folder / "log.csv") if row["tokens_per_second"]
     )
+    told = score.to_dict()  # with nothing for what no number holds: words of a text without white space
     return Result(
         status="finished",
         num_parameters=summary.num_parameters,
@@ -206,12 +207,12 @@ def _measured(
         seconds=summary.seconds,
         tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
         peak_memory_bytes=memory,
-        token_perplexity=score.token_perplexity,
-        word_perplexity=score.word_perplexity,
+        token_perplexity=told["token_perplexity"],
+        word_perplexity=told["word_perplexity"],
         overlapping_word_perplexity=perplexity(overlapping_nll(run.model, valid.tokens), num_words)
-        if run.config.windowed
+        if run.config.windowed and told["word_perplexity"] is not None
         else None,
-        bits_per_byte=None if score.has_unk else score.bits_per_byte,
+        bits_per_byte=told["bits_per_byte"],
         cosine=reconstruction_cosine(run.model, valid.tokens) if run.config.spectral else None,
         curve=_curve(folder),
     )

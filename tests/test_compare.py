@@ -430,6 +430,24 @@ def test_recurrences_of_atoms_are_regularised_alike(terms):
     assert entry_config("lstm", replace(terms, protocol="best"), 0).model.atom_dropout == 0
 
 
+def test_a_text_without_white_space_has_no_word_perplexity(terms, tmp_path):
+    (tmp_path / "t.txt").write_text("".join(f"{number}," for number in range(5000)))
+    source = replace(terms.corpus, train=(str(tmp_path / "t.txt"),), valid=())
+    corpus = prepare_corpus(list(source.train), vocab_size=terms.vocab_size, cache=tmp_path / "cache")
+    begin(tmp_path, replace(terms, corpus=source))
+    result = run_trial(tmp_path, corpus)
+    assert (result.status, result.word_perplexity, result.overlapping_word_perplexity) == (
+        "finished",
+        None,
+        None,
+    )
+    assert result.token_perplexity > 1
+    assert result.bits_per_byte > 0
+    report = make_report([Outcome("gpt2", 0, tmp_path, result)], terms, corpus)
+    assert json.loads(report.json())["rows"][0]["word_perplexity"] is None
+    assert "gpt2" in report.markdown()
+
+
 def test_a_model_that_diverges_is_reported_as_diverged(terms, corpus, tmp_path, monkeypatch):
     begin(tmp_path, terms)
 
