@@ -213,10 +213,9 @@ def generated(path: Path, run: Path, judging: Sequence[str]) -> dict[str, Any] |
         command = ["-m", "sdgm_edge", "probe", "generation", str(run), str(run / "heldout.txt"), *judging]
         small = ["--number", "32", "--tokens", "64", "--strengths", "0.1,0.3,0.6", "--json"]
         done = child.run([*command, *small], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if done.returncode < 0:
-            return f"was killed by signal {-done.returncode} (out of memory?)"
         if done.returncode:
-            return [f"ended with code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+            said = done.stderr.strip().splitlines() if done.returncode > 0 else []
+            return said[-1] if said else child.told(done.returncode)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, RunError) as file:
             file.write(done.stdout.encode())

@@ -37,6 +37,13 @@ def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
+def told(code: int) -> str:
+    """Return what a process that failed ended with, from its exit code."""
+    if code < 0:
+        return f"was killed by signal {-code} (out of memory?)"
+    return f"ended with code {code}"
+
+
 @contextmanager
 def ending() -> Iterator[None]:
     """End this process as `run` is told of: with one line where something a user can meet went wrong."""

@@ -316,9 +316,7 @@ def _process(module: str, *arguments: str) -> str:
         KeyboardInterrupt: a signal came, here or there.
     """
     code = child.run(["-m", module, *arguments]).returncode
-    if code < 0:
-        return f"was killed by signal {-code} (out of memory?)"
-    return f"ended with code {code}" if code else ""
+    return child.told(code) if code else ""
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
