@@ -219,14 +219,14 @@ class _Counts:
 
     def follow(self, document: Document) -> Iterator[str]:
         """The pieces of `document`, counted."""
-        inside, last = False, "\n"  # whether a word went on to the end of the last piece, and that end
+        last = "\n"  # how the last piece ended; where that is no white space, its last word may go on
         for piece in document.pieces(_PIECE):
             data = piece.encode()
             self.digest.update(data)
             self.num_bytes += len(data)
             self.num_lines += piece.count("\n")
-            self.num_words += len(piece.split()) - (inside and not piece[0].isspace())
-            inside, last = not piece[-1].isspace(), piece[-1]
+            self.num_words += len(piece.split()) - (not last.isspace() and not piece[0].isspace())
+            last = piece[-1]
             yield piece
         self.num_lines += last != "\n"  # as `count_words` does
 
