@@ -47,7 +47,7 @@ _NPY_HEADER = re.compile(
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     KeyError,  # an entry that is no longer there
-    NotImplementedError,
+    NotImplementedError,  # zipfile's own, of a compression or a feature that it does not know
     RuntimeError,
     ValueError,
     OverflowError,
