@@ -13,14 +13,6 @@ from sdgm_edge.models import SDGM, ModelConfig
 from sdgm_edge.runtime import Engine
 
 
-def operators(graph):
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from operators(attribute.g)
-
-
 @pytest.mark.parametrize("bits", VARIANTS)
 @pytest.mark.parametrize("num_atoms", [MOST_ON_CUDA, MOST_ON_CUDA + 1])
 def test_many_atoms_turn_by_what_gpus_can_do_in_the_variant_for_them(bits, num_atoms):
@@ -30,7 +22,7 @@ def test_many_atoms_turn_by_what_gpus_can_do_in_the_variant_for_them(bits, num_a
     weights = weights_of(model)
     plan = variant.plan(weights)
     graph = build(config, weights, plan)
-    found = set(operators(onnx.load_from_string(graph).graph))
+    found = set(trained.operators(onnx.load_from_string(graph).graph))
     assert ("RotaryEmbedding" in found) == (num_atoms <= MOST_ON_CUDA or variant.name != "fp16")
     engine = Engine(graph, bundle_config(config), variant.file, providers="cpu")
     check_parity(variant, model_as_held(model, plan), engine, 64)

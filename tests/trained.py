@@ -3,10 +3,12 @@
 import atexit
 import functools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import tiny
 import torch
 
@@ -68,3 +70,12 @@ def tokenizer_path() -> Path:
     path = Path(folder.name) / "tokenizer.json"
     path.write_bytes(tiny.tokenizer_json())
     return path
+
+
+def operators(graph: onnx.GraphProto) -> Iterator[str]:
+    """The kinds of the nodes of a graph, those inside of branches and loops included."""
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from operators(attribute.g)
