@@ -17,7 +17,7 @@ TEMPLATE = """\
 
 A Spectral Dictionary language model, in constant memory. {parameters:,} parameters,
 {num_layers} {layer} layer{s} of {num_atoms} atoms, width {width}, vocabulary {vocab_size:,}. The whole state
-of a text is {state:,} numbers ({kilobytes:.1f} KB), however long it is.
+of a text is {state:,} numbers ({kilobytes:.1f} KB), however long it is.{pointing}
 
 ## Use
 
@@ -50,6 +50,7 @@ def model_card(
     name: str,
     prompt: str,
     config: ModelConfig,
+    trained_window: int,
     num_parameters: int,
     default: str,
     variants: Mapping[str, Mapping[str, Any]],
@@ -89,6 +90,7 @@ def model_card(
         vocab_size=config.vocab_size,
         state=config.state_size,
         kilobytes=config.state_size * 4 / 1e3,
+        pointing=_pointing(config.copy_window, trained_window),
         table="\n".join(rows),
         default=default,
         num_bytes=reference["num_bytes"],
@@ -102,6 +104,13 @@ def model_card(
         model_id=model_id,
         made_with=", ".join(f"{package} {version}" for package, version in made_with.items()),
     )
+
+
+def _pointing(window: int, trained: int) -> str:
+    if not window:
+        return ""
+    told = "" if window == trained else f"; it was trained with {trained:,}"
+    return f" The head can copy from the last {window:,} tokens{told}."
 
 
 def _screened(entry: tuple[str, Screening]) -> str:

@@ -25,7 +25,7 @@ import torch
 
 from sdgm_edge import __version__
 from sdgm_edge.models import SDGM
-from sdgm_edge.run import Run, load_run, newest_run
+from sdgm_edge.run import Run, load_run, newest_run, with_copy_window
 from sdgm_edge.runtime import (
     AccuracyError,
     BundleError,
@@ -80,6 +80,7 @@ def export_run(
     *,
     head: str = "auto",
     atoms: int | None = None,
+    copy_window: int | None = None,
     drafts: bool = False,
     loop: bool = False,
     force: bool = False,
@@ -91,13 +92,14 @@ def export_run(
 
     `bits`: 32, 16, 8 (int8) and 4. `out`: a folder, or a file `*.sdgm`; by default `bundles/<name of the
     run>`. `head`: "whole", "screened" (of 8 and 4 bits: not read whole), or "auto": screened if large and
-    where that loses nearly nothing. `atoms`: so many of each layer, the strongest. `drafts`: in 8 bits
+    where that loses nearly nothing. `atoms`: so many of each layer, the strongest. `copy_window`: a head that
+    points looks back over so many tokens, in place of as many as it was trained with. `drafts`: in 8 bits
     a token is rounded as it would be alone, so that drafts can be checked exactly. `loop`: the decoding loop
     of the default variant, too, as `generate.onnx`. `force` writes variants that lose more than
     `max_loss_increase`, relative, in bits per byte. `progress` is told what is being done.
 
     Raises:
-        UsageError: `bits`, `head`, `atoms` or `max_loss_increase` make no sense.
+        UsageError: `bits`, `head`, `atoms`, `copy_window` or `max_loss_increase` make no sense.
         RunError: there is no such run.
         ExportError: it is one of a baseline, or its weights are no numbers or too large.
         ParityError: a graph does not compute what the model computes.
@@ -121,12 +123,18 @@ def export_run(
         )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
+    trained_window = run.config.copy_window
+    if copy_window is not None:
+        run = with_copy_window(run, copy_window)
     if not isinstance(run.model, SDGM):
         raise ExportError(
             f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
             "baselines are measured by sdgm-edge compare, and not made into bundles"
         )
-    name, whole = folder.resolve().name + ("" if atoms is None else f"-{atoms}-atoms"), run.model
+    name = folder.resolve().name + "".join(
+        f"-{count}-{what}" for count, what in ((atoms, "atoms"), (copy_window, "window")) if count is not None
+    )
+    whole = run.model
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")
@@ -149,6 +157,7 @@ def export_run(
         exporter.reach, exporter.eight = find_reach(run.model), "rows8"
         variants = [variant.by_rows() for variant in variants]
     exporter.loop, exporter.whole = loop, None if atoms is None else whole
+    exporter.trained_window = trained_window
     passed = exporter.pass_gates(variants)
     progress(f"writing {target}")
     return exporter.write(target, name, passed)
@@ -187,6 +196,7 @@ class _Exporter:
     whole: SDGM | None = None
     """The model with all its atoms, where some are left out."""
     reduction: Reduction | None = None
+    trained_window = 0
 
     def __init__(
         self, run: Run, model: SDGM, head: str, limit: float, force: bool, progress: Callable[[str], None]
@@ -345,6 +355,7 @@ class _Exporter:
             name=name,
             prompt=self.prompt,
             config=self.config,
+            trained_window=self.trained_window,
             num_parameters=self.model.num_parameters,
             default=default,
             variants=variants,

@@ -180,10 +180,14 @@ def evaluate(
     ],
     variant: Annotated[str | None, typer.Option(help="Variant of a bundle, such as int8.")] = None,
     atoms: commands_device.Atoms = None,
+    copy_window: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the head of a run looks back over. Default: as it was trained."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Score a model on text: perplexities and bits per byte, every token once."""
-    from .run import is_run, load_run
+    from .run import is_run, load_run, with_copy_window
     from .sources import read_text
 
     text = read_text(texts, console.cache_folder())
@@ -194,10 +198,16 @@ def evaluate(
 
         keep_memory()
         run = load_run(model)
+        if copy_window is not None:
+            run = with_copy_window(run, copy_window)
         result = score(run.model, Tokenizer.load(run.tokenizer_path), text)
     else:
-        from sdgm_edge.runtime import Generator
+        from sdgm_edge.runtime import Generator, UsageError
 
+        if copy_window is not None:
+            raise UsageError(
+                f"--copy-window chooses in a run, and {model} is none: give it to sdgm-edge export"
+            )
         generator = Generator.load(model, variant=variant, atoms=atoms)
         result = generator.score(text)
         atoms = atoms and generator.atoms
@@ -228,6 +238,10 @@ def export(
     atoms: Annotated[
         int | None, typer.Option(help="Keep so many atoms of each layer, the strongest: less to read.")
     ] = None,
+    copy_window: Annotated[
+        int | None,
+        typer.Option(help="Tokens that a head that points looks back over. Default: as it was trained."),
+    ] = None,
     drafts: Annotated[
         bool, typer.Option("--drafts", help="Round each token of int8 as if alone: drafts are then exact.")
     ] = False,
@@ -253,6 +267,7 @@ def export(
         head=head,
         loop=loop,
         atoms=atoms,
+        copy_window=copy_window,
         drafts=drafts,
         force=force,
         max_loss_increase=_share(max_loss_increase),

@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +139,27 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
     with _whole(folder / "heldout.txt") as path:
         heldout = path.read_text(encoding="utf-8")
     return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
+
+
+def with_copy_window(run: Run, copy_window: int) -> Run:
+    """Let the head of a run look back over so many tokens: what it has learnt holds for any number.
+
+    Raises:
+        UsageError: the head does not point, or the number is less than 1.
+    """
+    from sdgm_edge.models import build_model
+
+    if not run.config.copy_window:
+        raise UsageError(
+            f"copy_window: expected a run whose head points, got {run.path} with a plain one; "
+            "leave it out, or train with model.copy_window"
+        )
+    if copy_window < 1:
+        raise UsageError(f"copy_window: expected a number of tokens from 1, got {copy_window}")
+    config = replace(run.config, copy_window=copy_window)
+    model = build_model(config).to(next(run.model.parameters()).device).eval()
+    model.load_state_dict(run.model.state_dict())
+    return replace(run, config=config, model=model)
 
 
 def _read_prior(path: Path) -> dict[str, NDArray[np.float32]]:

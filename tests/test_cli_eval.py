@@ -83,6 +83,17 @@ def test_a_run_has_no_variants(home: Path) -> None:
     assert done.stderr == "error: --atoms 4 chooses in a bundle, and run is a run: export it first\n"
 
 
+def test_a_bundle_has_its_window_and_a_plain_head_none(home: Path) -> None:
+    done = evaluate(home, "bundle.sdgm", "new.txt", "--copy-window", "8")
+    assert done.returncode == 2
+    assert (
+        "--copy-window chooses in a run, and bundle.sdgm is none: give it to sdgm-edge export" in done.stderr
+    )
+    done = evaluate(home, "run", "new.txt", "--copy-window", "8")
+    assert done.returncode == 2
+    assert "expected a run whose head points, got run with a plain one" in done.stderr
+
+
 def test_a_text_without_white_space_is_trained_on_exported_verified_and_scored(tmp_path: Path) -> None:
     """Of one long word no float holds the perplexity: it is none, for machines and for people."""
     rng = np.random.default_rng(0)

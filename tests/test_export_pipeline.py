@@ -23,6 +23,7 @@ from sdgm_edge.export.variants import VARIANTS
 from sdgm_edge.evaluation import score
 from sdgm_edge.export import export_run, pipeline
 from sdgm_edge.models import build_model
+from sdgm_edge.run import with_copy_window
 from sdgm_edge.runtime import (
     AccuracyError,
     BundleError,
@@ -96,6 +97,25 @@ def test_a_screened_head_can_be_drafted_too(export, tmp_path):
     for variant in ("int8", "q4"):
         gen = Generator.load(tmp_path / "b", variant, providers="cpu")
         assert gen.generate(draft=8, **text).tokens == gen.generate(**text).tokens
+
+
+def test_a_head_looks_back_over_as_many_tokens_as_are_asked_for(export, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trained.run("ringing with pointer")
+    report = export(None, (32, 8), run=run, copy_window=16)
+    assert report.path.name == report.name == "tale-16-window"
+    assert verify(report.path, providers="cpu").ok
+    bundle = read_bundle(report.path)
+    assert bundle.config.model["copy_window"] == 16
+    assert "The head can copy from the last 16 tokens; it was trained with 7." in (
+        report.path / "README.md"
+    ).read_text("utf-8")
+    wide = with_copy_window(run, 16)
+    text, tokenizer = run.heldout[:200], Tokenizer.load(run.tokenizer_path)
+    trained_with, expected = (score(model, tokenizer, text).nll for model in (run.model, wide.model))
+    scored = Generator.load(report.path, "fp32", "cpu").score(text)
+    assert scored.nll == pytest.approx(expected, rel=1e-5)
+    assert scored.nll != pytest.approx(trained_with, rel=1e-4)
 
 
 def test_only_what_is_asked_for_is_in_the_bundle(export, tmp_path):

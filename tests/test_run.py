@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
+import trained
 
-from sdgm_edge.run import check_unused, is_run, locked, name_of, read_run_config
-from sdgm_edge.runtime import RunError
+from sdgm_edge.run import check_unused, is_run, locked, name_of, read_run_config, with_copy_window
+from sdgm_edge.runtime import RunError, UsageError
 
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
@@ -61,3 +63,24 @@ def test_a_folder_made_in_vain_is_taken_away(tmp_path: Path) -> None:
             if name == "used":
                 (tmp_path / name / "config.json").touch()
         assert (tmp_path / name).exists() is kept
+
+
+@pytest.mark.parametrize("window", [1, 3, 20])
+def test_a_head_can_look_further_back_or_less_far(window: int) -> None:
+    """As long as a text fits into both windows nothing changes; then the wider one sees more."""
+    run = trained.run("ringing with pointer")
+    other = with_copy_window(run, window)
+    assert other.config.copy_window == window
+    assert run.config.copy_window == run.model.config.copy_window == 7
+    both = min(window, 7)
+    ids_BT = torch.randint(trained.VOCAB, (2, both + 1), generator=torch.Generator().manual_seed(1))
+    said, expected = other.model(ids_BT).logits_BTV, run.model(ids_BT).logits_BTV
+    torch.testing.assert_close(said[:, :both], expected[:, :both], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(said[:, both], expected[:, both], rtol=1e-3, atol=1e-3)
+
+
+def test_only_a_head_that_points_has_a_window() -> None:
+    with pytest.raises(UsageError, match="expected a run whose head points, got runs/tale with a plain one"):
+        with_copy_window(trained.run("ringing"), 8)
+    with pytest.raises(UsageError, match="expected a number of tokens from 1, got 0"):
+        with_copy_window(trained.run("ringing with pointer"), 0)
