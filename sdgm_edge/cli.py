@@ -113,6 +113,7 @@ def train(
     from .config import load_config
     from .run import RUNS, check_unused, new_folder, newest_run, read_run_config
     from .shards import prepare_corpus
+    from .sources import lasting
     from .training import Interrupted
     from .training import train as run_training
 
@@ -136,7 +137,8 @@ def train(
         folder = out or new_folder(RUNS, settings)
         check_unused(folder)  # before the text is read, which may take long
         text = settings.corpus
-        text = dataclasses.replace(text, train=_lasting(text.train), valid=_lasting(text.valid))
+        kept = [lasting(sources, console.cache_folder()) for sources in (text.train, text.valid)]
+        text = dataclasses.replace(text, train=kept[0], valid=kept[1])
         settings = dataclasses.replace(settings, corpus=text)
     with console.text_progress() as progress:
         corpus = prepare_corpus(
@@ -334,18 +336,6 @@ def _share(text: str) -> float:
         return float(number) / (100 if number != text.strip() else 1)
     except ValueError:
         raise UsageError(f"expected a share such as 1% or 0.01, got {text!r}; write it so") from None
-
-
-def _lasting(sources: tuple[str, ...]) -> tuple[str, ...]:
-    """Sources that mean the same from any folder and at any time, for a run that is resumed."""
-    from .sources import EMBEDDED, STDIN, spool_stdin
-
-    return tuple(
-        str(spool_stdin(console.cache_folder())) if source == STDIN
-        else source if source == EMBEDDED and not Path(source).exists()
-        else os.path.abspath(source)
-        for source in sources
-    )  # fmt: skip
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The commands that measure models against each other. What `cli.py` says of commands holds here too."""
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -53,22 +52,17 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train models of one size under the same terms, and report. Run again, it goes on where it stopped."""
-    from sdgm_edge.runtime import UsageError
-
     from .compare import Terms, at_rates, entry_config, parse_budget, parse_contexts, parse_entries
     from .compare import compare as run_comparison
     from .config import RunConfig
     from .report import make_report
     from .run import RUNS, name_of
     from .shards import prepare_corpus
+    from .sources import lasting
 
-    if "-" in (texts or []) or "-" in (valid or []):
-        raise UsageError(
-            "compare reads its text once for each model, and stdin can be read once: give a file"
-        )
     training = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size}
-    sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
-    table = {"train": sources, "valid": [os.path.abspath(s) for s in valid or []]}
+    train, held = (lasting(given or [], console.cache_folder()) for given in (texts, valid))
+    table = {"train": list(train), "valid": list(held)}
     settings = RunConfig.from_dict({"corpus": {**table, "tokenizer": tokenizer, "vocab_size": vocab_size}})
     entries = at_rates(parse_entries(models, protocol), rates)
     measured = parse_contexts(contexts) if inference else ()
@@ -97,7 +91,7 @@ def compare(
             progress=progress,
         )
     terms = replace(terms, vocab_size=corpus.tokenizer.vocab_size)
-    folder = out or RUNS / f"compare-{name_of(sources)}"
+    folder = out or RUNS / f"compare-{name_of(texts or [])}"
     outcomes = run_comparison(
         entries,
         terms,

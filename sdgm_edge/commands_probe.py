@@ -1,7 +1,6 @@
 """The commands that probe models: what they remember, generate and cost. See `cli.py` on commands."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 import tempfile
@@ -166,16 +165,14 @@ def scale(
     from .config import CorpusConfig
     from .probe_scale import COLUMNS, Scale, cells, probe_scale
     from .run import RUNS, name_of
-    from .runtime import UsageError
+    from .sources import lasting
 
     console.check_one_form(markdown, as_json)
-    if "-" in (texts or []) or "-" in (valid or []):
-        raise UsageError("probe scale reads its text many times, and stdin can be read once: give a file")
-    sources = [s if s == "pydoc" else os.path.abspath(s) for s in texts or []]
+    train, held = (lasting(given or [], console.cache_folder()) for given in (texts, valid))
     rows = probe_scale(
         parse_entries(models),
         Scale(
-            corpus=CorpusConfig(train=tuple(sources), valid=tuple(map(os.path.abspath, valid or []))),
+            corpus=CorpusConfig(train=train, valid=held),
             windows=_numbers("--windows", windows, int),
             vocabularies=_numbers("--vocab-sizes", vocab_sizes, int),
             num_parameters=parse_budget(params),
@@ -184,7 +181,7 @@ def scale(
             inference=inference,
             device=device,
         ),
-        out or RUNS / f"scale-{name_of(sources)}",
+        out or RUNS / f"scale-{name_of(texts or [])}",
         console.cache_folder(),
         progress=_say,
     )

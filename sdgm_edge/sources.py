@@ -142,18 +142,46 @@ def content_key(documents: Iterable[Document]) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def spool_stdin(spool: Path) -> Path:
+def lasting(sources: Iterable[str], spool: Path) -> tuple[str, ...]:
+    """Sources that mean the same from any folder and at any time: what goes on later reads them again.
+
+    Raises:
+        CorpusError: standard input, or a pipe, cannot be kept.
+    """
+    return tuple(str(_lasting(source, spool)) for source in sources)
+
+
+def _lasting(source: str, spool: Path) -> str | Path:
+    if source == STDIN:
+        return _spool_stdin(spool)
+    path = Path(source)
+    if source == EMBEDDED and not path.exists():
+        return source
+    return _spool_pipe(path, spool) if _is_pipe(path) else os.path.abspath(source)
+
+
+def _spool_stdin(spool: Path) -> Path:
     """Keep what standard input gives as a file, whose name tells its content. Raises CorpusError."""
     if sys.stdin is None:
         raise CorpusError("standard input is closed: expected text; name a file, or pipe one in")
     return _spool("standard input", sys.stdin.buffer, spool)
 
 
+def _spool_pipe(path: Path, spool: Path) -> Path:
+    with path.open("rb") as stream:
+        return _spool(str(path), stream, spool)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether it can be read once only, such as the shell's <(…)."""
+    return path.exists() and not path.is_dir() and not path.is_file()
+
+
 def _find(source: str, spool: Path) -> Iterator[tuple[str, Reader]]:
     """Name and reader of each text that `source` stands for."""
     path = Path(source)
     if source == STDIN:
-        yield "standard input", partial(_open_file, spool_stdin(spool))
+        yield "standard input", partial(_open_file, _spool_stdin(spool))
     elif source == EMBEDDED:
         for topic, text in sorted(_embedded().items()):
             yield f"{EMBEDDED}/{topic}", partial(io.BytesIO, text.encode())
@@ -161,9 +189,8 @@ def _find(source: str, spool: Path) -> Iterator[tuple[str, Reader]]:
         yield from _search(path)
     elif path.is_file():
         yield source, partial(_open_file, path)
-    elif path.exists():  # a pipe, such as the shell's <(…)
-        with path.open("rb") as stream:
-            yield source, partial(_open_file, _spool(source, stream, spool))
+    elif _is_pipe(path):
+        yield source, partial(_open_file, _spool_pipe(path, spool))
     elif glob.has_magic(source):
         matches = sorted(glob.glob(source, recursive=True))
         if not matches:

@@ -122,7 +122,6 @@ def test_every_command_has_help() -> None:
         ("compare missing.txt --protocol foo", "--protocol: expected paper or best, got 'foo'"),
         ("compare missing.txt --minutes nan", "--minutes: expected a number from 0, got nan"),
         ("compare missing.txt --minutes -1", "--minutes: expected a number from 0, got -1.0"),
-        ("probe scale -", "stdin can be read once: give a file"),
     ],
 )
 def test_misuse_is_told_before_the_text_is_read(arguments: str, told: str) -> None:

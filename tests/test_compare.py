@@ -340,10 +340,10 @@ class Ticking:
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
 @pytest.mark.parametrize("command", ["compare", "paper"])
 def test_a_comparison_that_is_terminated_leaves_a_checkpoint_and_no_process(place, tmp_path, command):
-    """Takes long: a comparison and its training are real processes, as a signal finds them."""
+    """Takes long: a comparison, fed its text, and its training are real processes, as a signal finds them."""
     out, text = tmp_path / "out", place / "text.txt"
     if command == "compare":
-        program, run = ["-m", "sdgm_edge", "compare", text, "--models", "lstm"], out / "lstm-seed0"
+        program, run = ["-m", "sdgm_edge", "compare", "-", "--models", "lstm"], out / "lstm-seed0"
         size = ["--vocab-size", 270, "--max-steps", 100_000, "--no-inference"]
     else:
         (tmp_path / "data").mkdir()
@@ -352,11 +352,13 @@ def test_a_comparison_that_is_terminated_leaves_a_checkpoint_and_no_process(plac
         program, run = [PAPER, "--data", tmp_path / "data"], out / "pace/sdgm-seed0"
         size = ["--vocab-size", 270, "--minutes", 1000, "--batch-size", 4]
     shape = ["--params", "20k", "--window", 8, "--copy-window", 4, "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, [*program, *size, *shape, "--out", out])],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "SDGM_EDGE_CACHE": str(place / "cache")},
-    )
+    with text.open("rb") as typed:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, [*program, *size, *shape, "--out", out])],
+            stdin=typed,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "SDGM_EDGE_CACHE": str(place / "cache")},
+        )
     log = run / "log.csv"
     while not log.exists() or log.read_text().count("\n") < 3:
         time.sleep(0.05)

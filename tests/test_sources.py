@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sdgm_edge import sources
 from sdgm_edge.runtime import CorpusError
-from sdgm_edge.sources import Document, content_key, open_documents
+from sdgm_edge.sources import Document, content_key, lasting, open_documents
 from sdgm_edge.tokenization import train_bpe
 
 
@@ -90,6 +90,24 @@ def test_pipe_can_be_read_twice(tmp_path: Path) -> None:
     documents = open_documents([pipe], tmp_path / "spool")
     writer.join()
     assert text_of(documents) == text_of(documents) == "piped\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_lasting_sources_are_the_same_from_another_folder_and_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "a.txt").write_text("filed\n")
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_text, args=("piped\n",))
+    writer.start()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"typed\n")))
+    found = lasting(["a.txt", "*.txt", "-", "pipe", "pydoc"], tmp_path / "spool")
+    writer.join()
+    monkeypatch.chdir(tmp_path / "here")
+    assert found[4] == "pydoc"
+    assert text_of(open_documents(found[:4], tmp_path / "spool")) == "filed\ntyped\npiped\n"
 
 
 def test_embedded_corpus_has_one_document_a_topic(tmp_path: Path) -> None:
