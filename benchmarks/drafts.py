@@ -8,8 +8,9 @@ weighs on both; of each the quickest of the rounds is told.
 
 import argparse
 import json
+from typing import Any
 
-from sdgm_edge.runtime import Generation, Generator
+from sdgm_edge.runtime import Generation, Generator, SdgmError
 
 TOKENS, ROUNDS = 512, 5
 
@@ -41,25 +42,17 @@ def timed(gen: Generator, params: dict[str, object], draft: int) -> Generation:
     return gen.generate(**options, **params, draft=draft)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure what drafts bring, on this machine.")
-    parser.add_argument("bundle")
-    parser.add_argument("--variant")
-    parser.add_argument("--draft", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    gen = Generator.load(options.bundle, options.variant, "cpu")
-    found = []
+def measure(gen: Generator, draft: int, rounds: int) -> list[dict[str, Any]]:
+    """What each text costs, with drafts and without."""
+    found: list[dict[str, Any]] = []
     for name, params in texts(gen).items():
         best: dict[int, Generation] = {}
-        for _ in range(options.rounds):
-            for draft in (0, options.draft):
-                made = timed(gen, params, draft)
-                if draft not in best or made.timing.seconds < best[draft].timing.seconds:
-                    best[draft] = made
-        plain, drafted = best[0], best[options.draft]
+        for _ in range(rounds):
+            for length in (0, draft):
+                made = timed(gen, params, length)
+                if length not in best or made.timing.seconds < best[length].timing.seconds:
+                    best[length] = made
+        plain, drafted = best[0], best[draft]
         assert plain.tokens == drafted.tokens, name
         assert drafted.drafted is not None
         found.append(
@@ -73,6 +66,23 @@ def main() -> None:
                 "draft_tokens_per_second": drafted.timing.tokens_per_second,
             }
         )
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure what drafts bring, on this machine.")
+    parser.add_argument("bundle")
+    parser.add_argument("--variant")
+    parser.add_argument("--draft", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    try:
+        gen = Generator.load(options.bundle, options.variant, "cpu")
+        found = measure(gen, options.draft, options.rounds)
+    except SdgmError as reason:
+        parser.exit(2, f"error: {reason}\n")
     if options.json:
         print(json.dumps({"variant": gen.variant, "draft": options.draft, "texts": found}, indent=2))
         return
