@@ -131,10 +131,7 @@ def export_run(
             f"{folder}: expected a model of {' or '.join(CHUNK)} atoms, got the layer {run.config.layer!r}: "
             "baselines are measured by sdgm-edge compare, and not made into bundles"
         )
-    name = folder.resolve().name + "".join(
-        f"-{count}-{what}" for count, what in ((atoms, "atoms"), (copy_window, "window")) if count is not None
-    )
-    whole = run.model
+    name, whole = folder.resolve().name + ("" if atoms is None else f"-{atoms}-atoms"), run.model
     target = BUNDLES / name if out is None else Path(out)
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")

@@ -99,11 +99,9 @@ def test_a_screened_head_can_be_drafted_too(export, tmp_path):
         assert gen.generate(draft=8, **text).tokens == gen.generate(**text).tokens
 
 
-def test_a_head_looks_back_over_as_many_tokens_as_are_asked_for(export, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_head_looks_back_over_as_many_tokens_as_are_asked_for(export, tmp_path):
     run = trained.run("ringing with pointer")
-    report = export(None, (32, 8), run=run, copy_window=16)
-    assert report.path.name == report.name == "tale-16-window"
+    report = export(tmp_path / "tale", (32, 8), run=run, copy_window=16)
     assert verify(report.path, providers="cpu").ok
     bundle = read_bundle(report.path)
     assert bundle.config.model["copy_window"] == 16
