@@ -121,7 +121,14 @@ class Bundle:
         return self.manifest.files[name][1] if self.atoms_of is None else len(self._cut(name))
 
     def read(self, name: str) -> bytes:
-        """A whole file, checked against the manifest."""
+        """A whole file, checked against the manifest.
+
+        Raises:
+            BundleError: the manifest names no such file, or it is damaged.
+        """
+        if name not in self.manifest.files:
+            known = ", ".join(self.manifest.files)
+            raise invalid(self.path, "no such file", known, repr(name), "name one of these")
         return _checked(self.source, self.manifest, name, self.path)
 
     def check(self, name: str) -> None:

@@ -102,6 +102,11 @@ def test_files_that_the_manifest_does_not_name_are_left_alone_in_a_folder(folder
     read_bundle(folder).check_all()
 
 
+def test_a_file_that_the_manifest_does_not_name_is_not_read(path):
+    with pytest.raises(BundleError, match=r"no such file: expected .*tokenizer\.json.*, got 'notes\.txt'"):
+        read_bundle(path).read("notes.txt")
+
+
 def test_a_variant_that_is_not_there_is_refused(path):
     with pytest.raises(BundleError, match="no such variant: expected fp32 or int8, got 'q4'"):
         read_bundle(path).variant("q4")
