@@ -15,7 +15,15 @@ from atoms import ROUNDS, measure
 
 from sdgm_edge.export import export_run
 from sdgm_edge.run import read_run_config
-from sdgm_edge.runtime import Generator, pinned
+from sdgm_edge.runtime import Generator, SdgmError, pinned
+
+
+def exported(run: Path, windows: list[int], bits: int, folder: Path) -> list[Generator]:
+    """The run as a bundle with each of the windows, loaded."""
+    paths = [folder / str(window) for window in windows]
+    for path, window in zip(paths, windows, strict=True):
+        export_run(run, path, (bits,), copy_window=window, force=True)
+    return [Generator.load(path, providers="cpu", threads=1) for path in paths]
 
 
 def main() -> None:
@@ -29,18 +37,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    M = read_run_config(options.run).model.copy_window
-    if not M:
-        parser.exit(2, f"error: {options.run}: expected a run whose head points, got a plain one\n")
-    windows = (
-        [int(m) for m in options.windows.split(",")] if options.windows else [max(1, M // 2), M, 2 * M, 4 * M]
-    )
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / str(window) for window in windows]
-        for path, window in zip(paths, windows, strict=True):
-            export_run(options.run, path, (options.bits,), copy_window=window, force=True)
+        try:
+            M = read_run_config(options.run).model.copy_window
+            windows = [max(1, M // 2), M, 2 * M, 4 * M]
+            if options.windows:
+                windows = [int(window) for window in options.windows.split(",")]
+            gens = exported(options.run, windows, options.bits, Path(folder))
+        except SdgmError as reason:
+            parser.exit(2, f"error: {reason}\n")
         with pinned(1):
-            gens = [Generator.load(path, providers="cpu", threads=1) for path in paths]
             ids = gens[0].encode(options.text.read_text(encoding="utf-8"))
             rows = measure(gens, gens[0].decode(ids[: options.tokens]), options.rounds)
     found = [{"window": window, **row} for window, row in zip(windows, rows, strict=True)]

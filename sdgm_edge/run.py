@@ -142,7 +142,7 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
 
 
 def with_copy_window(run: Run, copy_window: int) -> Run:
-    """Let the head of a run look back over so many tokens: what it has learnt holds for any number.
+    """Let the head of a run look back over so many tokens: its weights fit any number.
 
     Raises:
         UsageError: the head does not point, or the number is less than 1.
