@@ -59,9 +59,9 @@ def speeds(gens: list[Generator], ids: list[int], rounds: int = ROUNDS) -> list[
     return [(decoded, read) for decoded, read in rates]
 
 
-def measure(gens: list[Generator], text: str, rounds: int) -> list[dict[str, Any]]:
-    """What each budget costs and gives."""
-    found = []
+def measure(gens: list[Generator], text: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """What each of them costs, and gives on so many tokens from the beginning of a text."""
+    text, found = gens[0].decode(gens[0].encode(text)[:tokens]), []
     for gen, speed in zip(gens, speeds(gens, gens[0].encode(text), rounds), strict=True):
         score = gen.score(text)
         found.append(
@@ -94,8 +94,7 @@ def main() -> None:
         if gens[0].atoms is None:
             what = "expected ringing atoms in the order of their strength, got a bundle that tells no order"
             parser.exit(2, f"error: {options.bundle}: {what}; export a run of ringing atoms again\n")
-        ids = gens[0].encode(options.text.read_text(encoding="utf-8"))
-        found = measure(gens, gens[0].decode(ids[: options.tokens]), options.rounds)
+        found = measure(gens, options.text.read_text(encoding="utf-8"), options.tokens, options.rounds)
     variant = gens[0].variant
     if options.json:
         print(json.dumps({"bundle": str(options.bundle), "variant": variant, "budgets": found}, indent=2))

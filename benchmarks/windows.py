@@ -13,9 +13,16 @@ from pathlib import Path
 
 from atoms import ROUNDS, measure
 
+from sdgm_edge.console import cache_folder
 from sdgm_edge.export import export_run
 from sdgm_edge.run import read_run_config
 from sdgm_edge.runtime import Generator, SdgmError, pinned
+from sdgm_edge.sources import read_text
+
+
+def numbers(text: str) -> list[int]:
+    """Numbers with commas."""
+    return [int(number) for number in text.split(",")]
 
 
 def exported(run: Path, windows: list[int], bits: int, folder: Path) -> list[Generator]:
@@ -31,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what looking back is worth, on this machine.")
     parser.add_argument("run", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--windows", help="numbers of tokens, with commas")
+    parser.add_argument("--windows", type=numbers, help="numbers of tokens, with commas")
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -40,15 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             M = read_run_config(options.run).model.copy_window
-            windows = [max(1, M // 2), M, 2 * M, 4 * M]
-            if options.windows:
-                windows = [int(window) for window in options.windows.split(",")]
+            windows = options.windows or [max(1, M // 2), M, 2 * M, 4 * M]
+            text = read_text([options.text], cache_folder())
             gens = exported(options.run, windows, options.bits, Path(folder))
         except SdgmError as reason:
             parser.exit(2, f"error: {reason}\n")
         with pinned(1):
-            ids = gens[0].encode(options.text.read_text(encoding="utf-8"))
-            rows = measure(gens, gens[0].decode(ids[: options.tokens]), options.rounds)
+            rows = measure(gens, text, options.tokens, options.rounds)
     found = [{"window": window, **row} for window, row in zip(windows, rows, strict=True)]
     variant = gens[0].variant
     if options.json:
