@@ -12,11 +12,12 @@
 quickest for one, twice as slow for many, and holds its rows together, which an embedding needs; `q4` reads
 half as much. Levels 0 to 3 of MatMulNBits compute in float and lose everything that was gained.
 
-In fp32, rows8 and q4 rows do not see each other: what a token gives does not depend, bit for bit, on how many
-others are computed at once, and so a draft can be checked exactly. `int8` has one scale for all rows, and
-q8 computes one row and several in different orders. `rows8` is as quick as `int8` for many and loses less.
-It takes six nodes instead of one, which a single token of a small model feels; where all rows are about
-equally loud, the step of their rounding may be the same for all (`reach.py`), and two nodes do.
+In fp32 and rows8, and in q4 where there is AVX-512 VNNI, rows do not see each other: what a token gives does
+not depend, bit for bit, on how many others are computed at once, and so a draft can be checked exactly.
+`int8` has one scale for all rows, and q8 computes one row and several in different orders. `rows8` is as
+quick as `int8` for many and loses less. It takes six nodes instead of one, which a single token of a small
+model feels; where all rows are about equally loud, the step of their rounding may be the same for all
+(`reach.py`), and two nodes do.
 """
 
 from __future__ import annotations
@@ -54,8 +55,15 @@ class Blocks:
 
 
 def quantize_columns(weight_KN: Array) -> tuple[Array, Array]:
-    """Return int8 weights and a scale for each column: symmetric, no zero point."""
-    scale_N = np.maximum(np.abs(weight_KN).max(axis=0), np.finfo(np.float32).tiny) / np.float32(127)
+    """Return int8 weights and a scale for each column: symmetric, no zero point.
+
+    A processor without VNNI multiplies bytes in pairs along K, and keeps the sum of a pair in 16 bits: it
+    stops at 32767, where activations go up to 255. So the codes of a pair sum up to 128 at most, and a scale
+    is found by the largest weight or by the largest sum of a pair, whichever is larger.
+    """
+    pairs_K2N = np.pad(weight_KN, ((0, len(weight_KN) % 2), (0, 0))).reshape(-1, 2, weight_KN.shape[1])
+    reach_N = np.maximum(np.abs(weight_KN).max(axis=0), np.abs(pairs_K2N.sum(axis=1)).max(axis=0))
+    scale_N = np.maximum(reach_N, np.finfo(np.float32).tiny) / np.float32(127)
     return np.rint(weight_KN / scale_N).astype(np.int8), scale_N
 
 
@@ -233,12 +241,12 @@ class Matrix:
 
         Shares, none below 0, and indices are (B, U, W): of `indices` (B, J) those in `places_UW` (U, W). What
         a position gives does not depend, bit for bit, on how many there are. In rows8, the products of shares
-        and scales are rounded to 255 steps; otherwise a `Scan` takes one position after another, so that
-        memory does not grow with U.
+        and scales are rounded to 129 steps: a pair of such, with any two weights, fits in 16 bits. Otherwise
+        a `Scan` takes one position after another, so that memory does not grow with U.
         """
         g = self.g
         if self.precision == "rows8":
-            step, zero = np.float32(1 / 255), np.uint8(0)
+            step, zero = np.float32(1 / 129), np.uint8(0)
             shares = g.op("Mul", shares_UW, g.op("Gather", self._scales, indices_UW, axis=0))
             largest = g.op("ReduceMax", shares, ints(-1), keepdims=1)
             codes = g.op("Unsqueeze", _quantized(g, g.op("Div", shares, largest), step, zero), ints(2))

@@ -10,7 +10,8 @@ What else depends on K, a graph makes of the shapes of its tensors. So to leave 
 file with shorter tensors, and nothing is computed. What comes of it is what the exporter writes of a model
 of these atoms, but for the scales of int8, which were found with all of them.
 
-Several atoms share a place where weights lie in blocks with one scale: such blocks are kept whole.
+Several atoms share a place where weights lie in blocks with one scale: such blocks are kept whole. Codes of
+int8 are bounded in pairs of neighbours (`export/matrices.py`), which are kept together too.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 _KEY = b"atoms"
 # Numbers of fields in onnx.proto.
 _GRAPH, _NODES, _TENSORS, _INPUTS, _OUTPUTS, _VALUES = 7, 1, 5, 11, 12, 13
-_TENSOR_DIMS, _TENSOR_DATA, _TENSOR_METADATA = 1, 9, 16
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_DATA, _TENSOR_METADATA = 1, 2, 9, 16
+_INT8, _PAIR = 3, 2
 _NODE_ATTRIBUTES, _NODE_METADATA, _ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER = 5, 9, 1, 3
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TYPE_SHAPE, _SHAPE_DIMS, _DIM_SIZE = 1, 2, 1, 2, 1, 1
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
@@ -57,7 +59,8 @@ def with_atoms(bundle: "Bundle", count: int, variant: str | None = None) -> "Bun
         raise invalid(bundle.path, "atoms", what, "a bundle that tells no order", remedy)
     if count < told.count and chosen.name not in told.steps:
         what, remedy = "a variant whose atoms can be parted", "choose another, or export with --atoms"
-        raise invalid(bundle.path, "atoms", what, f"{chosen.name}, where blocks of weights forbid it", remedy)
+        got = f"{chosen.name}, where blocks or pairs of weights forbid it"
+        raise invalid(bundle.path, "atoms", what, got, remedy)
     step = told.steps.get(chosen.name, 1)
     kept = -(-count // step) * step
     if kept >= told.count:
@@ -92,11 +95,11 @@ def atoms_step(graph: bytes, num_atoms: int) -> int | None:
     """
     try:
         (whole,) = _contents(graph, _GRAPH)
-        marks = [mark for tensor in _contents(whole, _TENSORS) if (mark := _place(tensor))]
+        steps = [step for tensor in _contents(whole, _TENSORS) if (step := _step(tensor))]
     except ValueError as e:
         raise BundleError(f"the graph cannot be read: {e}; {AGAIN}") from None
-    step = math.lcm(*(each for _, _, each in marks))
-    return step if marks and num_atoms % step == 0 else None
+    step = math.lcm(*steps)
+    return step if steps and num_atoms % step == 0 else None
 
 
 def cut(graph: bytes, num_atoms: int, kept: int, config: BundleConfig, where: object) -> bytes:
@@ -167,6 +170,13 @@ def _resized(value: Content, sizes: Mapping[str, int]) -> Content:
         return changed(content, {_TYPE_SHAPE: shape})
 
     return changed(value, {_VALUE_TYPE: lambda kind: changed(kind, {_TYPE_TENSOR: tensor})})
+
+
+def _step(tensor: Content) -> int:
+    """Of how many atoms of a tensor none can be left out alone; 0: it has none."""
+    if not (mark := _place(tensor)):
+        return 0
+    return mark[-1] * (_PAIR if _INT8 in _contents(tensor, _TENSOR_TYPE) else 1)
 
 
 def _place(tensor: Content) -> tuple[int, int, int] | None:

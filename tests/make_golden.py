@@ -1,6 +1,7 @@
 """Make tests/data/golden.sdgm: python tests/make_golden.py
 
-It is committed, so that a bundle written today is read for ever. Make it anew only with a new format version.
+It is committed, so that a bundle written today is read for ever. Make it anew only with a new format version,
+or where what was written proved wrong.
 """
 
 from dataclasses import replace

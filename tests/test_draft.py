@@ -47,6 +47,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=EXACT)
 def gen(request, bundle):
+    trained.needs_rows_alone(request.param)
     return Generator(bundle, "fp32", engine(request.param))
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+import trained
 from hypothesis import given
 from hypothesis import strategies as st
 from sdgm_edge.export.builder import Builder
@@ -37,8 +38,53 @@ def session(build, *inputs):
 def test_columns_are_rounded_to_half_a_step():
     codes, scales = quantize_columns(weight(32, 7))
     assert codes.dtype == np.int8
-    assert np.abs(codes).max() == 127
     assert (np.abs(codes * scales - weight(32, 7)) <= scales / 2 + 1e-6).all()
+
+
+def test_a_column_without_loud_pairs_reaches_as_far_as_codes_do():
+    matrix = np.array([[4.0], [-4.0], [4.0]], np.float32)
+    codes, scales = quantize_columns(matrix)
+    np.testing.assert_array_equal(codes, [[127], [-127], [127]])
+    np.testing.assert_allclose(scales, 4 / 127, rtol=1e-6)
+
+
+@given(st.integers(1, 40), st.sampled_from([0.0, 1.0, -1.0]), st.integers(0, 2**32 - 1))
+def test_no_pair_of_codes_overflows_16_bits_with_activations_of_255(rows, shift, seed):
+    matrix = weight(rows, 30, seed % 1000) + shift
+    matrix[seed % rows] = 3 * shift
+    codes, _ = quantize_columns(matrix)
+    pairs = np.pad(codes.astype(np.int64), ((0, rows % 2), (0, 0))).reshape(-1, 2, 30)
+    for quiet_or_loud in ((255, 255), (255, 0), (0, 255)):
+        sums = (pairs * np.array(quiet_or_loud)[:, None]).sum(axis=1)
+        assert -32768 <= sums.min() <= sums.max() <= 32767
+
+
+@pytest.mark.parametrize("precision", ["int8", "rows8"])
+@pytest.mark.parametrize("columns", [127, 128])
+def test_the_loudest_product_is_exact_on_every_processor(precision, columns):
+    made = session(
+        lambda g, x: Matrix(g, "m", np.ones((16, columns), np.float32), precision).product(x),
+        (ir.DataType.FLOAT, ("batch", "time", columns)),
+    )
+    for rows in (1, 5):
+        got = made.run(None, {"x0": np.ones((1, rows, columns), np.float32)})[0]
+        np.testing.assert_allclose(got, columns, rtol=1e-2)
+
+
+def test_the_loudest_mean_of_rows_is_exact_on_every_processor():
+    made = session(
+        lambda g, shares, indices, chosen, places: Matrix(
+            g, "m", np.eye(20, 8, dtype=np.float32) + 1, "rows8", rows=True
+        ).mean_of_rows(shares, indices, chosen, places),
+        (ir.DataType.FLOAT, ("batch", "positions", "places")),
+        (ir.DataType.INT64, ("batch", "words")),
+        (ir.DataType.INT64, ("batch", "positions", "places")),
+        (ir.DataType.INT64, ("positions", "places")),
+    )
+    indices = np.arange(8, 16)[None]
+    shares, chosen, places = np.ones((1, 1, 8), np.float32), indices[:, None], np.arange(8)[None]
+    got = made.run(None, {"x0": shares, "x1": indices, "x2": chosen, "x3": places})[0]
+    np.testing.assert_allclose(got, 8, rtol=1e-2)
 
 
 def test_zeros_stay_zeros():
@@ -137,6 +183,7 @@ def test_rows_and_product_share_one_matrix(precision):
 @pytest.mark.parametrize("by_rows", [False, True])
 def test_rows_do_not_see_each_other(precision, rows, columns, by_rows):
     """Bit for bit: what drafts are checked with is what is computed without them."""
+    trained.needs_rows_alone(precision)
     matrix, bias = weight(rows, columns), weight(1, rows, seed=1)[0]
     made = session(
         lambda g, x: Matrix(g, "m", matrix, precision, rows=by_rows).product(x, bias),

@@ -83,7 +83,7 @@ def test_with_drafts_every_variant_for_devices_can_be_drafted(export, tmp_path):
     text = {"prompt": "Once upon a time. Once upon", "temperature": 0, "max_new_tokens": 60}
     export(tmp_path / "b", (32, 8, 4), drafts=True)
     assert verify(tmp_path / "b", providers="cpu").ok
-    for variant in ("fp32", "int8", "q4"):
+    for variant in filter(trained.rows_are_alone, ("fp32", "int8", "q4")):
         gen = Generator.load(tmp_path / "b", variant, providers="cpu")
         assert gen.generate(draft=8, **text).tokens == gen.generate(**text).tokens
     export(tmp_path / "plain", (8,))
@@ -94,7 +94,7 @@ def test_with_drafts_every_variant_for_devices_can_be_drafted(export, tmp_path):
 def test_a_screened_head_can_be_drafted_too(export, tmp_path):
     text = {"prompt": "Once upon a time. Once upon", "temperature": 0, "max_new_tokens": 60}
     export(tmp_path / "b", (8, 4), drafts=True, head="screened", force=True)
-    for variant in ("int8", "q4"):
+    for variant in filter(trained.rows_are_alone, ("int8", "q4")):
         gen = Generator.load(tmp_path / "b", variant, providers="cpu")
         assert gen.generate(draft=8, **text).tokens == gen.generate(**text).tokens
 
