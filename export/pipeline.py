@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +336,7 @@ class _Exporter:
 
     def write(self, target: Path, name: str, passed: list[_Passed]) -> ExportReport:
         """Write the bundle."""
-        config_json, tokenizer_json = encode_json(asdict(self.sizes)), self.run.tokenizer_path.read_bytes()
+        config_json, tokenizer_json = encode_json(self.sizes._asdict()), self.run.tokenizer_path.read_bytes()
         model_id = _identity(config_json, tokenizer_json, self.weights)
         made_with, default = _versions(), passed[0].variant.name  # VARIANTS lists them in that order
         variants = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -138,7 +137,7 @@ def small_files(config: ModelConfig, tokenizer_json: bytes) -> dict[str, bytes]:
     }
     generation = {"begin_token": BEGIN_ID, "end_tokens": [BEGIN_ID], "sampling": {}}
     return {
-        "config.json": encode_json(asdict(bundle_config(config))),
+        "config.json": encode_json(bundle_config(config)._asdict()),
         "tokenizer.json": tokenizer_json,
         "generation_config.json": encode_json(generation),
         "gmm.npz": encode_arrays(mixture),

@@ -57,33 +57,31 @@ def with_atoms(bundle: "Bundle", count: int, variant: str | None = None) -> "Bun
         what = "ringing atoms in the order of their strength"
         remedy = "export it again with this version, or leave atoms out"
         raise invalid(bundle.path, "atoms", what, "a bundle that tells no order", remedy)
-    if count < told.count and chosen.name not in told.steps:
+    if count < told.num_atoms and chosen.name not in told.steps:
         what, remedy = "a variant whose atoms can be parted", "choose another, or export with --atoms"
         got = f"{chosen.name}, where blocks or pairs of weights forbid it"
         raise invalid(bundle.path, "atoms", what, got, remedy)
     step = told.steps.get(chosen.name, 1)
     kept = -(-count // step) * step
-    if kept >= told.count:
+    if kept >= told.num_atoms:
         return bundle
     config, mixture = bundle.config, bundle.mixture
     model_id = hashlib.sha256(f"{bundle.manifest.model_id} {kept} atoms".encode()).hexdigest()
     return replace(
         bundle,
-        config=replace(
-            config,
-            state_size=config.state_size - (told.count - kept) * told.state,
-            mixing_size=config.mixing_size // told.count * kept,
+        config=config._replace(
+            state_size=config.state_size - (told.num_atoms - kept) * told.state,
+            mixing_size=config.mixing_size // told.num_atoms * kept,
         ),
-        manifest=replace(
-            bundle.manifest,
+        manifest=bundle.manifest._replace(
             default=chosen.name,
             variants={chosen.name: chosen},
             model_id=model_id,
             num_parameters=None,
-            atoms=replace(told, count=kept),
+            atoms=told._replace(num_atoms=kept),
         ),
-        mixture=None if mixture is None else mixture.with_atoms(told.count, kept),
-        atoms_of=told.count,
+        mixture=None if mixture is None else mixture.with_atoms(told.num_atoms, kept),
+        atoms_of=told.num_atoms,
     )
 
 

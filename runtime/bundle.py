@@ -92,7 +92,7 @@ class Bundle:
     @property
     def atoms(self) -> int | None:
         """Atoms of each layer, where the manifest tells."""
-        return None if self.manifest.atoms is None else self.manifest.atoms.count
+        return None if self.manifest.atoms is None else self.manifest.atoms.num_atoms
 
     def variant(self, name: str | None = None) -> Variant:
         """The variant called `name`, or the default one."""

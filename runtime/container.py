@@ -167,7 +167,7 @@ class StoredZip(Source):
                     self._where, what, f"at most {MAX_ENTRIES} entries", f"{count} in {directory} bytes"
                 )
             try:
-                with zipfile.ZipFile(file) as archive:
+                with zipfile.ZipFile(file, metadata_encoding="ascii") as archive:
                     entries = archive.infolist()
                     if len(entries) != count:
                         told = f"as many entries as it tells, {count}"

@@ -17,7 +17,7 @@ A text that does not repeat itself is drafted nothing, and pays for a look-up a 
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 REACH = 4096
 """Matches are found so far back at least, and twice as far at most."""
@@ -31,8 +31,7 @@ RATE = 1 / 16
 """Weight of the newest token in the chance that a guess is right."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drafted:
+class Drafted(NamedTuple):
     """What drafts did for a generation."""
 
     proposed: int

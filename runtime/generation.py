@@ -7,8 +7,8 @@ are made from them when it is asked for. Only `logprobs` are kept as they come.
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ Progress = Callable[[int, int | None], object]
 _BATCH = _BLOCK = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(NamedTuple):
     """How long a generation took, without the time that its consumer took."""
 
     prompt_tokens: int
@@ -46,8 +45,7 @@ class Timing:
         return (self.new_tokens - 1) / rest if self.new_tokens > 1 and rest > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class Generation(NamedTuple):
     """What was generated."""
 
     text: str

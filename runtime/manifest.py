@@ -8,8 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .container import AGAIN, check_name, invalid, shown
 from .errors import BundleError, ParameterError
@@ -29,8 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIGURES = (dict, type(None))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleConfig:
+class BundleConfig(NamedTuple):
     """config.json."""
 
     vocab_size: int
@@ -45,8 +43,7 @@ class BundleConfig:
     """The model's own config; the runtime does not look into it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationConfig:
+class GenerationConfig(NamedTuple):
     """generation_config.json."""
 
     begin_token: int
@@ -57,8 +54,7 @@ class GenerationConfig:
     """Default sampling parameters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
+class Variant(NamedTuple):
     """One graph of a bundle."""
 
     name: str
@@ -71,20 +67,18 @@ class Variant:
     """Figures of the accuracy gate, as the exporter recorded them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Atoms:
+class Atoms(NamedTuple):
     """Of a bundle whose atoms lie in the order of their strength, so that weak ones can be left out."""
 
-    count: int
-    """Atoms of each layer."""
+    num_atoms: int
+    """Of each layer; `count` in the file."""
     state: int
     """Numbers of the state that an atom of each layer takes together."""
     steps: dict[str, int]
     """For each variant whose atoms can be parted, what their number must be a multiple of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Golden:
+class Golden(NamedTuple):
     """What the machine that exported the bundle generated greedily."""
 
     prompt: str
@@ -97,8 +91,7 @@ class Golden:
     """For each variant and token, the logits (or the first of them) from which it was taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class Manifest(NamedTuple):
     """manifest.json."""
 
     name: str
@@ -254,10 +247,10 @@ def check_golden(golden: Golden, vocab_size: int, where: str) -> None:
 def check_atoms(atoms: Atoms, config: BundleConfig, where: str) -> None:
     """Compare what is told of atoms with the sizes."""
     at = f"{where}: atoms"
-    least = atoms.count * atoms.state
+    least = atoms.num_atoms * atoms.state
     _require(least <= config.state_size, at, "state", f"at most {config.state_size} numbers for all", least)
-    fits = config.mixing_size % atoms.count == 0
-    _require(fits, at, "count", f"a divisor of mixing_size {config.mixing_size}", atoms.count)
+    fits = config.mixing_size % atoms.num_atoms == 0
+    _require(fits, at, "count", f"a divisor of mixing_size {config.mixing_size}", atoms.num_atoms)
 
 
 def _atoms(value: Any, variants: dict[str, Variant], where: str) -> Atoms:
@@ -268,7 +261,7 @@ def _atoms(value: Any, variants: dict[str, Variant], where: str) -> Atoms:
         _require(name in variants, where, "steps", f"names among {shown(sorted(variants))}", name)
         good = type(step) is int and step > 0 and value["count"] % step == 0
         _require(good, where, f"steps: {name}", f"a divisor of {value['count']}", step)
-    return Atoms(**value)
+    return Atoms(num_atoms=value["count"], state=value["state"], steps=value["steps"])
 
 
 def _golden(value: Any, variants: dict[str, Variant], where: str) -> Golden:

@@ -7,8 +7,7 @@ c mixing vector, w weights, μ means, σ² variances, z a draw. T vectors, G com
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +17,7 @@ from .errors import BundleError, ParameterError
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentReport:
+class ComponentReport(NamedTuple):
     """What one component of a mixture stands for, on some text."""
 
     component: int

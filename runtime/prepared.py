@@ -19,14 +19,12 @@ find, a disk that forgets, `sdgm-edge prepare` finds.
 """
 
 import hashlib
-import logging
 import os
 import platform
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,9 +33,7 @@ from .bundle import Bundle
 from .engine import Engine, Floats
 from .errors import BundleError, CacheError
 from .manifest import decode_json, encode_json
-from .providers import onnxruntime, save_optimized
-
-log = logging.getLogger(__name__)
+from .providers import note, onnxruntime, save_optimized
 
 FORMAT = 1
 TOLERANCE = 1e-3
@@ -49,8 +45,7 @@ _CPU_FIELDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A graph in the cache, checked."""
 
     folder: Path
@@ -178,7 +173,7 @@ def _make(bundle: Bundle, variant: str, folder: Path, identity: dict[str, Any]) 
         sync_folder(root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    log.info("prepared %s of %s for this CPU in %s", variant, bundle.path, folder)
+    note("prepared %s of %s for this CPU in %s", variant, bundle.path, folder)
 
 
 def _logits(graph: Path | bytes, bundle: Bundle, where: str) -> Floats:

@@ -15,9 +15,9 @@ given back to the system where the C library can, which is as much as the model 
 
 import ctypes
 import importlib
-import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,8 +25,6 @@ from typing import Any, NamedTuple
 
 from .container import AGAIN, shown
 from .errors import BundleError, ParameterError, ProviderError
-
-log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'sdgm-edge[cpu]'"
 INSTALL_GPU = "pip uninstall -y onnxruntime && pip install 'sdgm-edge[gpu]'"
@@ -46,6 +44,13 @@ class Opened(NamedTuple):
     """The execution provider that it really has, by its short name: cpu, cuda, …"""
     reason: str
     """Why that one."""
+
+
+def note(message: str, *values: object) -> None:
+    """Log for those who want to know more. Nobody listens in a program that has not imported `logging`, and
+    to do so takes a thirtieth of the time to its first token."""
+    if (logging := sys.modules.get("logging")) is not None:
+        logging.getLogger(__package__).info(message, *values)
 
 
 @cache
@@ -198,7 +203,7 @@ def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str],
 
 def _opened(session: Any, reason: str) -> Opened:
     provider = _short(session.get_providers()[0])
-    log.info("running on %s: %s", provider, reason)
+    note("running on %s: %s", provider, reason)
     _give_memory_back()
     return Opened(session, provider, reason)
 

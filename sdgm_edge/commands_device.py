@@ -212,8 +212,8 @@ def _record(generator: "Generator", generation: "Generation", seed: int) -> dict
         "variant": generator.variant,
         "provider": generator.provider,
         "atoms": generator.atoms,
-        "drafted": None if generation.drafted is None else dataclasses.asdict(generation.drafted),
-        "timing": {**dataclasses.asdict(timing), "tokens_per_second": timing.tokens_per_second},
+        "drafted": None if generation.drafted is None else generation.drafted._asdict(),
+        "timing": {**timing._asdict(), "tokens_per_second": timing.tokens_per_second},
     }
 
 

@@ -1,6 +1,5 @@
 """The command that shows what is in a bundle; no torch. What `cli.py` says of commands holds here too."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,12 +39,12 @@ def inspect(
         "vocab_size": config.vocab_size,
         "state_bytes": 4 * config.state_size,
         "mixing_size": config.mixing_size,
-        "atoms": None if manifest.atoms is None else dataclasses.asdict(manifest.atoms),
+        "atoms": None if manifest.atoms is None else manifest.atoms._asdict(),
         "mixture_components": found.mixture.num_components if found.mixture else 0,
         "model": config.model,
         "made_with": manifest.made_with,
         "files": {name: size for name, (_, size) in manifest.files.items()},
-        "variants": {name: dataclasses.asdict(variant) for name, variant in manifest.variants.items()},
+        "variants": {name: variant._asdict() for name, variant in manifest.variants.items()},
     }
     if as_json:
         console.print_json(record)

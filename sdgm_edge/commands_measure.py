@@ -1,6 +1,5 @@
 """The commands that measure a bundle on a device; no torch. What `cli.py` says of commands holds here too."""
 
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -97,7 +96,7 @@ def prepare(
     found = read_bundle(bundle)
     done = [run_prepare(found, name) for name in dict.fromkeys(variants or found.manifest.variants)]
     if as_json:
-        console.print_json([{**dataclasses.asdict(entry), "folder": str(entry.folder)} for entry in done])
+        console.print_json([{**entry._asdict(), "folder": str(entry.folder)} for entry in done])
         return
     console.print_table(
         ("variant", "MB", "made now", "folder"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_onnxruntime_is_imported_with_the_first_graph_and_not_before():
 def test_errors_alone_cost_nothing():
     top, _ = modules("from sdgm_edge.runtime import SdgmError, BundleError")
     assert not top & {"numpy", "onnxruntime", "tokenizers"}
+
+
+def test_a_first_token_waits_for_nothing_that_it_does_not_need():
+    golden = Path(__file__).parent / "data" / "golden.sdgm"
+    code = "from sdgm_edge.runtime import Generator\n"
+    code += f"Generator.load({str(golden)!r}, providers='cpu').generate('Once', max_new_tokens=1, seed=1)"
+    _, names = modules(code)
+    assert "tokenizers" in names
+    assert not {"logging", "numpy.random", "sdgm_edge.runtime.footprint"} & set(names)
 
 
 @pytest.mark.parametrize("name", sdgm_edge.runtime.__all__)

@@ -136,7 +136,7 @@ def test_a_bundle_of_few_atoms_is_smaller_and_passes_every_gate(monkeypatch, tmp
         assert sizes[0] < sizes[1]
     assert bundles[0].config.state_size < bundles[1].config.state_size
     assert bundles[0].manifest.model_id != bundles[1].manifest.model_id
-    assert [bundle.manifest.atoms.count for bundle in bundles] == [3, K]
+    assert [bundle.manifest.atoms.num_atoms for bundle in bundles] == [3, K]
     assert [bundle.manifest.atoms.state for bundle in bundles] == [10, 10]
     # Three atoms are no number of pairs, as codes of int8 are left out; blocks of q4 hold 16, more than all.
     assert [bundle.manifest.atoms.steps for bundle in bundles] == [{"fp32": 1}, {"fp32": 1, "int8": 2}]

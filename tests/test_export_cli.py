@@ -98,14 +98,14 @@ def test_inspect_shows_what_is_in_a_bundle(command):
     assert record["state_bytes"] == 4 * read_bundle(GOLDEN).config.state_size
     assert record["variants"]["q4"]["file"] == "model_q4.onnx"
     assert record["num_parameters"] == 6636
-    assert record["atoms"] == {"count": 8, "state": 5, "steps": {"fp32": 1, "int8": 2}}
+    assert record["atoms"] == {"num_atoms": 8, "state": 5, "steps": {"fp32": 1, "int8": 2}}
 
 
 def test_inspect_tells_the_number_of_parameters_and_how_atoms_are_left_out(command, tmp_path):
     command("export", "runs/tale", "--out", tmp_path / "b")
     record = json.loads(command("inspect", tmp_path / "b", "--json").stdout)
     assert record["num_parameters"] == trained.model().num_parameters
-    assert record["atoms"] == {"count": 10, "state": 10, "steps": {"fp32": 1}}
+    assert record["atoms"] == {"num_atoms": 10, "state": 10, "steps": {"fp32": 1}}
     assert "atoms.steps" in command("inspect", tmp_path / "b").stdout
 
 
