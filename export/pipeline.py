@@ -5,25 +5,13 @@ Nothing is written before every variant has passed, and then all at once.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
-import onnx_ir
-import tokenizers
-import torch
-
-from sdgm_edge import __version__
 from sdgm_edge.models import SDGM
 from sdgm_edge.run import Run, load_run, newest_run, with_copy_window
 from sdgm_edge.runtime import (
@@ -36,16 +24,11 @@ from sdgm_edge.runtime import (
     StateError,
     UsageError,
     check_replaceable,
-    encode_arrays,
-    encode_json,
     with_line_end,
-    write_bundle,
 )
 from sdgm_edge.tokenization import BEGIN_ID, UNKNOWN, Tokenizer
 
-from .atoms import Reduction, atoms_record, strongest_first
-from .builder import Array
-from .card import model_card
+from .atoms import Reduction, strongest_first
 from .gates import (
     Accuracy,
     Parity,
@@ -59,13 +42,13 @@ from .gates import (
 )
 from .golden import golden_prompt, golden_steps
 from .graph import weights_of
-from .loop import LOOP, checked_loop
 from .matrices import Precision
 from .reach import find_reach
 from .report import ExportReport, VariantExport
 from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
 from .search import Found, mixed_precision
 from .variants import CHUNK, VARIANTS, Variant, build, bundle_config, model_as_held, variant_of
+from .writing import Passed, write_export
 
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
@@ -147,17 +130,26 @@ def export_run(
         progress("putting atoms in the order of their strength")
         run = strongest_first(run, atoms)
     assert isinstance(run.model, SDGM)
-    exporter = _Exporter(run, run.model, head, max_loss_increase, force, progress)
+    gates = _Gates(run, run.model, head, max_loss_increase, force, progress)
     variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
     if drafts:
         progress("looking how far activations reach")
-        exporter.reach, exporter.eight = find_reach(run.model), "rows8"
+        gates.reach, gates.eight = find_reach(run.model), "rows8"
         variants = [variant.by_rows() for variant in variants]
-    exporter.loop, exporter.whole = loop, None if atoms is None else whole
-    exporter.trained_window = trained_window
-    passed = exporter.pass_gates(variants)
+    if atoms is not None:
+        gates.whole = whole
+    passed = gates.pass_all(variants)
     progress(f"writing {target}")
-    return exporter.write(target, name, passed)
+    return write_export(
+        target,
+        name,
+        run,
+        passed,
+        reference=gates.reference,
+        reduction=gates.reduction,
+        trained_window=trained_window,
+        loop=loop,
+    )
 
 
 def _check_place(target: Path) -> None:
@@ -170,30 +162,17 @@ def _check_place(target: Path) -> None:
         raise BundleError(f"{target}: cannot be written: {refused}; choose a place that you may write to")
 
 
-@dataclass(frozen=True, slots=True)
-class _Passed:
-    variant: Variant
-    graph: bytes
-    parity: Parity
-    accuracy: Accuracy
-    at_8_bits: tuple[str, ...]
-    screened: Screening | None
-    golden: dict[str, Any]
-    speeds: tuple[float, float]
-
-
-class _Exporter:
-    """One run on its way into a bundle."""
+class _Gates:
+    """What every variant of one run is held to."""
 
     eight: Precision = "q8"
     """How a matrix is held that must be raised from 4 bits."""
     reach: Mapping[str, float] | None = None
     """By matrix, how far activations reach that are rounded in fixed steps."""
-    loop = False  # whether `generate.onnx` is written
     whole: SDGM | None = None
     """The model with all its atoms, where some are left out."""
     reduction: Reduction | None = None
-    trained_window = 0
+    """What that loses, once it is known."""
 
     def __init__(
         self, run: Run, model: SDGM, head: str, limit: float, force: bool, progress: Callable[[str], None]
@@ -206,11 +185,10 @@ class _Exporter:
         words = self.tokenizer.kind == "word"
         self.tokens = self.tokenizer.encode(with_line_end(run.heldout) if words else run.heldout)
         self.has_unk = words and self.tokenizer.token_id(UNKNOWN) in self.tokens
-        self.prompt = golden_prompt(run.heldout)
-        self.prompt_ids = self.tokenizer.encode(self.prompt)
+        self.prompt_ids = self.tokenizer.encode(golden_prompt(run.heldout))
         self.sizes = bundle_config(self.config)
 
-    def pass_gates(self, variants: list[Variant]) -> list[_Passed]:
+    def pass_all(self, variants: list[Variant]) -> list[Passed]:
         """Build all variants and hold them to the gates; float32 is always built, to be the reference."""
         float32 = VARIANTS[32]
         graph = build(self.config, self.weights, float32.plan(self.weights))
@@ -245,7 +223,7 @@ class _Exporter:
         self.progress(str(found))
         return found
 
-    def _pass(self, variant: Variant, reference: Score) -> _Passed:
+    def _pass(self, variant: Variant, reference: Score) -> Passed:
         def attempt(plan: dict[str, Precision]) -> Found:
             graph = build(self.config, self.weights, plan, reach=self.reach)
             score = self._score(self._engine(graph, variant), variant)
@@ -318,9 +296,21 @@ class _Exporter:
         found: Accuracy,
         raised: tuple[str, ...],
         screened: Screening | None,
-    ) -> _Passed:
+    ) -> Passed:
         golden = golden_steps(engine, BEGIN_ID, self.prompt_ids)
-        return _Passed(variant, graph, parity, found, raised, screened, golden, measure_speed(engine))
+        one_by_one, in_chunks = measure_speed(engine)
+        told = VariantExport(
+            name=variant.name,
+            file=variant.file,
+            num_bytes=len(graph),
+            parity=parity,
+            accuracy=found,
+            at_8_bits=raised,
+            screened=screened,
+            decode_speed=one_by_one,
+            prompt_speed=in_chunks,
+        )
+        return Passed(told, graph, golden)
 
     def _engine(self, graph: bytes, variant: Variant) -> Engine:
         return Engine(graph, self.sizes, variant.file, providers="cpu")
@@ -333,82 +323,6 @@ class _Exporter:
                 f"{variant.name}: expected a score on the held-out text, got NaN: the graph computes what is "
                 "no number there; check the weights for extreme values, or ask for other bits"
             ) from e
-
-    def write(self, target: Path, name: str, passed: list[_Passed]) -> ExportReport:
-        """Write the bundle."""
-        config_json, tokenizer_json = encode_json(self.sizes._asdict()), self.run.tokenizer_path.read_bytes()
-        model_id = _identity(config_json, tokenizer_json, self.weights)
-        made_with, default = _versions(), passed[0].variant.name  # VARIANTS lists them in that order
-        variants = {
-            p.variant.name: {
-                "file": p.variant.file,
-                "parity": p.parity.to_dict(),
-                "accuracy": p.accuracy.to_dict() | ({"screened": p.screened.to_dict()} if p.screened else {}),
-            }
-            for p in passed
-        }
-        graphs = {p.variant.file: p.graph for p in passed}
-        card = model_card(
-            name=name,
-            prompt=self.prompt,
-            config=self.config,
-            trained_window=self.trained_window,
-            num_parameters=self.model.num_parameters,
-            default=default,
-            variants=variants,
-            sizes={file: len(graph) for file, graph in graphs.items()},
-            reference=self.reference.to_dict(),
-            mixed=[name for p in passed for name in p.at_8_bits],
-            screened={p.variant.name: p.screened for p in passed if p.screened},
-            reduction=self.reduction,
-            model_id=model_id,
-            made_with=made_with,
-        )
-        files = {
-            "config.json": config_json,
-            "tokenizer.json": tokenizer_json,
-            "generation_config.json": encode_json(self._generation()),
-            "README.md": card.encode(),
-            **graphs,
-        }
-        if self.run.prior is not None:
-            files["gmm.npz"] = encode_arrays(self.run.prior)
-        if self.loop:
-            p, ids = passed[0], [BEGIN_ID, *self.prompt_ids]
-            files[LOOP] = checked_loop(p.graph, p.variant.file, self.sizes, ids, p.golden["tokens"])
-        write_bundle(
-            target,
-            files,
-            name=name,
-            default=default,
-            variants=variants,
-            model_id=model_id,
-            golden={
-                "prompt": self.prompt,
-                "ids": self.prompt_ids,
-                "variants": {p.variant.name: p.golden for p in passed},
-            },
-            made_with=made_with,
-            num_parameters=self.model.num_parameters,
-            atoms=atoms_record(self.config, {p.variant.name: p.graph for p in passed}),
-        )
-        exported = tuple(
-            VariantExport(
-                p.variant.name, p.variant.file, len(p.graph),
-                p.parity, p.accuracy, p.at_8_bits, p.screened, *p.speeds,
-            )
-            for p in passed
-        )  # fmt: skip
-        return ExportReport(target, name, model_id, default, self.reference, self.reduction, exported)
-
-    def _generation(self) -> dict[str, Any]:
-        """Return how texts begin and end: with words, the token that begins a text ends every line of it."""
-        end_tokens = [BEGIN_ID] if self.tokenizer.kind == "bpe" else []
-        return {
-            "begin_token": BEGIN_ID,
-            "end_tokens": end_tokens,
-            "sampling": {"temperature": 0.8, "top_p": 0.95},
-        }
 
 
 def measure_speed(engine: Engine) -> tuple[float, float]:
@@ -424,20 +338,3 @@ def measure_speed(engine: Engine) -> tuple[float, float]:
             seconds.append(time.perf_counter() - begin)
         rates.append(length / statistics.median(seconds))
     return rates[0], rates[1]
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of what an export depends on."""
-    packages = (onnx, onnx_ir, tokenizers, torch, np, importlib.import_module("onnxruntime"))
-    versions = {"sdgm-edge": __version__, "python": platform.python_version()}
-    return versions | {package.__name__: str(package.__version__) for package in packages}
-
-
-def _identity(config_json: bytes, tokenizer_json: bytes, weights: Mapping[str, Array]) -> str:
-    """Return the sha256 that names a model: its config, tokenizer and float32 weights."""
-    digest = hashlib.sha256()
-    digest.update(config_json + tokenizer_json)
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(weights[name], "<f4").tobytes())
-    return digest.hexdigest()
