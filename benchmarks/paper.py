@@ -38,7 +38,7 @@ from sdgm_edge.models import MIXERS
 from sdgm_edge.probe import TASKS, Finding, Probe, probe, table
 from sdgm_edge.report import Table, draw_plots, make_report, page
 from sdgm_edge.runtime import RunError, replacing
-from sdgm_edge.shards import Corpus, prepare_corpus
+from sdgm_edge.shards import Corpus, corpus_of
 
 PAPERS = ("sdgm", PRODUCT, "gpt2", "transformer-xl", "linformer")
 REMEMBERING = ("sdgm", "sdgm:layer=clock", "gpt2", "lstm")
@@ -304,9 +304,7 @@ def main() -> None:
             train = (options.data / "train.txt").resolve()
             sources = replace(sources, train=(str(train),), valid=(str(valid),))
         cache = console.cache_folder()
-        corpus = prepare_corpus(
-            sources.train or ["pydoc"], sources.valid or None, vocab_size=options.vocab_size, cache=cache
-        )
+        corpus = corpus_of(sources, cache)
         terms = Terms(
             corpus=sources,
             vocab_size=corpus.tokenizer.vocab_size,

@@ -23,6 +23,8 @@ from sdgm_edge.runtime import CheckpointError
 
 VERSION = 1
 KEPT = 2
+LAST, BEST = "last", "best"
+"""Names: what a run goes on from, and what it is evaluated and exported with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,10 @@ def save(checkpoint: Checkpoint, root: Path, name: str, step: int, keep: int = K
             shutil.rmtree(target)
         temporary.rename(target)
     except OSError as reason:
-        kept = existing(root, name)
-        rest = f"the last good one is {kept[-1]}" if kept else "there is no earlier one"
+        kept = existing(root, LAST)
+        rest = f"go on from {kept[-1]} with --resume" if kept else "train again: there is no earlier one"
         raise CheckpointError(
-            f"cannot save checkpoint {target}: {reason.strerror or reason}; {rest}; "
-            "free space and go on with --resume"
+            f"cannot save checkpoint {target}: {reason.strerror or reason}; free space and {rest}"
         ) from reason
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

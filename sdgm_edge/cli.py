@@ -108,11 +108,11 @@ def train(
     """Train a model on text, into a run folder."""
     from sdgm_edge.runtime import UsageError
 
-    console.check_choice("--device", device, ("auto", "cpu", "cuda"))
-    console.check_choice("--precision", precision, ("auto", "bf16", "float32"))
+    console.check_choice("--device", device, console.DEVICES)
+    console.check_choice("--precision", precision, console.PRECISIONS)
     from .config import load_config
     from .run import RUNS, check_unused, new_folder, newest_run, read_run_config
-    from .shards import prepare_corpus
+    from .shards import corpus_of
     from .sources import lasting
     from .training import Interrupted
     from .training import train as run_training
@@ -134,6 +134,11 @@ def train(
         corpus_table = console.given(train=texts, valid=valid, tokenizer=tokenizer, vocab_size=vocab_size)
         training_table = console.given(epochs=epochs, max_steps=max_steps, seed=seed)
         settings = load_config(config, preset, corpus=corpus_table, training=training_table)
+        if settings.corpus.tokenizer == "word" and vocab_size is not None:
+            raise UsageError(
+                f"--vocab-size: expected none with words, of which all are taken, got {vocab_size}; "
+                "leave it out, or take --tokenizer bpe"
+            )
         folder = out or new_folder(RUNS, settings)
         check_unused(folder)  # before the text is read, which may take long
         text = settings.corpus
@@ -141,15 +146,7 @@ def train(
         text = dataclasses.replace(text, train=kept[0], valid=kept[1])
         settings = dataclasses.replace(settings, corpus=text)
     with console.text_progress() as progress:
-        corpus = prepare_corpus(
-            settings.corpus.train or ["pydoc"],
-            settings.corpus.valid or None,
-            tokenizer_kind=settings.corpus.tokenizer,
-            vocab_size=settings.corpus.vocab_size if settings.corpus.tokenizer == "bpe" else None,
-            at_most=True,
-            cache=console.cache_folder(),
-            progress=progress,
-        )
+        corpus = corpus_of(settings.corpus, console.cache_folder(), at_most=True, progress=progress)
     try:
         with console.training_progress(folder) as on_step:
             summary = run_training(

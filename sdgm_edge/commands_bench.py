@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 DISTURBED = 0.1
 """Where the clock tells so much more than the processor's time, the reader is told."""
-UNTOLD = "not told here"
 _MODEL = ("model", "size MB", "params M", "backend", "threads")
 
 
@@ -137,7 +136,11 @@ def _fresh(footprint: "VariantFootprint") -> tuple[object, ...]:
     """The columns that fresh processes tell."""
     seconds, peak = footprint.seconds, footprint.peak
     first = (seconds.first_token, seconds.first_token_cpu, seconds.fastest, seconds.slowest)
-    return *(1e3 * s for s in (seconds.load, *first)), UNTOLD if peak is None else peak / 1e6, footprint.state
+    return (
+        *(1e3 * s for s in (seconds.load, *first)),
+        console.UNTOLD if peak is None else peak / 1e6,
+        footprint.state,
+    )
 
 
 def _kept(speed: "Speed") -> str:

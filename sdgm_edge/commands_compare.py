@@ -57,9 +57,11 @@ def compare(
     from .config import RunConfig
     from .report import make_report
     from .run import RUNS, name_of
-    from .shards import prepare_corpus
+    from .shards import corpus_of
     from .sources import lasting
 
+    console.check_choice("--device", device, console.DEVICES)
+    console.check_choice("--precision", precision, console.PRECISIONS)
     training = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size}
     train, held = (lasting(given or [], console.cache_folder()) for given in (texts, valid))
     table = {"train": list(train), "valid": list(held)}
@@ -82,14 +84,7 @@ def compare(
         for entry in entries:
             entry_config(entry, terms, 0)  # what is wrong is told before the text is read
     with console.text_progress() as progress:
-        corpus = prepare_corpus(
-            settings.corpus.train or ["pydoc"],
-            settings.corpus.valid or None,
-            tokenizer_kind=settings.corpus.tokenizer,
-            vocab_size=vocab_size if tokenizer == "bpe" else None,
-            cache=console.cache_folder(),
-            progress=progress,
-        )
+        corpus = corpus_of(settings.corpus, console.cache_folder(), progress=progress)
     terms = replace(terms, vocab_size=corpus.tokenizer.vocab_size)
     folder = out or RUNS / f"compare-{name_of(texts or [])}"
     outcomes = run_comparison(
@@ -109,3 +104,5 @@ def compare(
         for part in report.tables:
             console.print_table(part.titles, part.cells, title=part.title)
         print(f"{folder}/report.html")
+    if all(outcome.result.status != "finished" for outcome in outcomes):
+        raise typer.Exit(1)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_UNTOLD = "not told here"
 
 
 def footprint(
@@ -127,7 +126,7 @@ def _above(variant: "VariantFootprint", limits: dict[str, float | None]) -> list
         limit = limits[flag]
         if limit is None or (value is not None and value <= limit):
             continue
-        got = _UNTOLD if value is None else f"{value / scale:.2f} {unit}"
+        got = console.UNTOLD if value is None else f"{value / scale:.2f} {unit}"
         found.append(
             f"{variant.variant}: {what}: expected at most {limit / scale:g} {unit} ({flag}), got {got}"
         )
@@ -180,7 +179,7 @@ def _memory(memory: Any) -> tuple[int | None, ...]:
 
 
 def _mb(size: int | None) -> float | str:
-    return _UNTOLD if size is None else size / 1e6
+    return console.UNTOLD if size is None else size / 1e6
 
 
 def _check_chart(path: Path) -> None:

@@ -13,8 +13,6 @@ from .commands_measure import BYTES, quantity
 if TYPE_CHECKING:
     from sdgm_edge.export import PlanReport
 
-UNTOLD = "not told here"
-
 
 def plan(
     budget: Annotated[str, typer.Option(help="Most that the bundle may take: 16MB, 8MiB.")] = "16MB",
@@ -84,7 +82,7 @@ def _print(report: "PlanReport") -> None:
                 c.bits,
                 c.num_parameters / 1e6,
                 c.bundle / 1e6,
-                UNTOLD if c.peak is None else c.peak / 1e6,
+                console.UNTOLD if c.peak is None else c.peak / 1e6,
                 c.state,
                 round(c.tokens_per_second),
                 c.preset or "",

@@ -46,6 +46,7 @@ def memory(
     from .probe import Probe, table
     from .probe import probe as run_probe
 
+    console.check_choice("--device", device, console.DEVICES)
     settings = Probe(
         num_parameters=parse_budget(params),
         steps=steps,
@@ -168,6 +169,7 @@ def scale(
     from .sources import lasting
 
     console.check_one_form(markdown, as_json)
+    console.check_choice("--device", device, console.DEVICES)
     train, held = (lasting(given or [], console.cache_folder()) for given in (texts, valid))
     rows = probe_scale(
         parse_entries(models),

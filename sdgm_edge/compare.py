@@ -129,6 +129,10 @@ def parse_entries(text: str, protocol: str = "best") -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     ablations = ABLATIONS.get(protocol, ())
     entries = [entry for name in names for entry in (ablations if name == "ablations" else (name,))]
+    for entry in entries:
+        for key, flag in (("seed", "--seeds"), ("vocab_size", "--vocab-size")):
+            if key in dict(_changes(entry, entry.partition(":")[2])):
+                raise ConfigError(f"{entry}: {key} is the same for all models: leave it out, and give {flag}")
     if not entries:
         raise ConfigError("--models: expected names with commas between them, such as sdgm,gpt2; got none")
     return tuple(dict.fromkeys(entries))
@@ -230,7 +234,8 @@ def _value(key: str, text: str, before: object) -> object:
     try:
         return type(before)(text)  # type: ignore[call-arg]
     except ValueError:
-        raise ValueError(f"{key} must be a number, got {text!r}") from None
+        kind = "a whole number" if isinstance(before, int) else "a number"
+        raise ValueError(f"{key} must be {kind}, got {text!r}") from None
 
 
 def compare(

@@ -214,9 +214,9 @@ def load_config(
     values: dict[str, Any] = {}
     if path is not None:
         recipes = {file.name.removesuffix(".toml"): file for file in RECIPES.iterdir()}
-        file = path if path.exists() else recipes.get(str(path), path)
+        file = recipes.get(str(path), path) if path.is_dir() or not path.exists() else path
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ConfigError(
                 f"{path}: no such config file; check the path given to --config, or name a recipe: "
@@ -224,6 +224,12 @@ def load_config(
             ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
             raise ConfigError(f"{path} is not a readable TOML file: {reason}") from reason
+    model = values.get("model")
+    if isinstance(model, Mapping) and "vocab_size" in model:
+        raise ConfigError(
+            f"{path}: model.vocab_size is as large as the vocabulary that is learnt: expected none, got "
+            f"{model['vocab_size']!r}; set corpus.vocab_size"
+        )
     if preset is not None:
         values["preset"] = preset
     for name, table in tables.items():

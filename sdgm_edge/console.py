@@ -84,6 +84,12 @@ def given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "bf16", "float32")
+UNTOLD = "not told here"
+"""What stands in a table for a figure that this machine does not tell."""
+
+
 def check_choice(flag: str, got: str, choices: Sequence[str]) -> None:
     """Raise UsageError for what is none of the choices."""
     from sdgm_edge.runtime import UsageError

@@ -17,7 +17,7 @@ from sdgm_edge.compare import Outcome, Terms, compare, entry_config
 from sdgm_edge.config import CorpusConfig
 from sdgm_edge.inference import TOKENS
 from sdgm_edge.runtime import ConfigError, CorpusError
-from sdgm_edge.shards import Corpus, prepare_corpus
+from sdgm_edge.shards import Corpus, corpus_of
 from sdgm_edge.sources import open_documents
 from sdgm_edge.tokenization import LARGEST_BPE, SMALLEST_BPE
 
@@ -156,7 +156,7 @@ def _setting(
     wanted = replace(scale.corpus, vocab_size=size)
     batch_size = max(1, max(scale.windows) // window)
     try:
-        corpus = prepare_corpus(wanted.train or ["pydoc"], wanted.valid or None, vocab_size=size, cache=cache)
+        corpus = corpus_of(wanted, cache)
         if (have := len(corpus.train)) < (needed := batch_size * window + 1):
             raise CorpusError(f"the text has {have} tokens, and a batch of such windows needs {needed}")
     except CorpusError as reason:

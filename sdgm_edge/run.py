@@ -127,8 +127,8 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
     from sdgm_edge.models import build_model
 
     config = read_run_config(folder).model
-    found = checkpoint.existing(folder / "checkpoints", "best") or checkpoint.existing(
-        folder / "checkpoints", "last"
+    found = checkpoint.existing(folder / "checkpoints", checkpoint.BEST) or checkpoint.existing(
+        folder / "checkpoints", checkpoint.LAST
     )
     if not found:
         raise RunError(f"{folder} has no checkpoint yet: let it train for a while, or go on with --resume")
@@ -137,7 +137,7 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
     with _whole(folder / "gmm.npz") as path:
         prior = _read_prior(path) if path.exists() else None
     with _whole(folder / "heldout.txt") as path:
-        heldout = path.read_text(encoding="utf-8")
+        heldout = path.read_bytes().decode()  # its line ends as they are
     return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
 
 

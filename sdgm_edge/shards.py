@@ -20,14 +20,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing
 
-from .sources import Document, content_key, open_documents
+from .sources import EMBEDDED, Document, content_key, open_documents
 from .tokenization import BEGIN_ID, BPE_VOCABULARY, Kind, Tokenizer, train_bpe, train_words
+
+if TYPE_CHECKING:
+    from .config import CorpusConfig
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +110,25 @@ class Corpus:
     """The beginning of the validation text, at most `HELDOUT_BYTES` of it."""
 
 
+def corpus_of(
+    config: "CorpusConfig",
+    cache: Path,
+    *,
+    at_most: bool = False,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Prepare what a config names, or the text that CPython carries; otherwise as `prepare_corpus`."""
+    return prepare_corpus(
+        config.train or [EMBEDDED],
+        config.valid or None,
+        tokenizer_kind=config.tokenizer,
+        vocab_size=config.vocab_size if config.tokenizer == "bpe" else None,
+        at_most=at_most,
+        cache=cache,
+        progress=progress,
+    )
+
+
 def prepare_corpus(
     sources: Sequence[str | PathLike[str]],
     valid_sources: Sequence[str | PathLike[str]] | None = None,
@@ -140,7 +163,7 @@ def prepare_corpus(
                 len(valid),
             )
     else:
-        train, valid = split_documents(train)
+        train, valid = split_documents(_once(train))
     if tokenizer is None:
         if tokenizer_kind == "bpe" and vocab_size is None:
             vocab_size = BPE_VOCABULARY
@@ -152,6 +175,16 @@ def prepare_corpus(
         tokenizer,
         _beginning(valid, HELDOUT_BYTES),
     )
+
+
+def _once(documents: Sequence[Document]) -> list[Document]:
+    """The documents without those whose text another one has: what is held out is trained on nowhere."""
+    found: dict[str, Document] = {}
+    for document in documents:
+        same = found.setdefault(document.sha256, document)
+        if same is not document:
+            log.warning("%s is left out: %s has the same text", document.name, same.name)
+    return list(found.values())
 
 
 def split_documents(

@@ -157,7 +157,11 @@ def _lasting(source: str, spool: Path) -> str | Path:
     path = Path(source)
     if source == EMBEDDED and not path.exists():
         return source
-    return _spool_pipe(path, spool) if _is_pipe(path) else os.path.abspath(source)
+    if _is_pipe(path):
+        return _spool_pipe(path, spool)
+    if glob.has_magic(source) and not path.exists():  # the folder's own name is no pattern
+        return os.path.join(glob.escape(os.getcwd()), source)
+    return os.path.abspath(source)
 
 
 def _spool_stdin(spool: Path) -> Path:
@@ -205,7 +209,12 @@ def _find(source: str, spool: Path) -> Iterator[tuple[str, Reader]]:
 
 def _search(folder: Path) -> Iterator[tuple[str, Reader]]:
     found = False
-    for root, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        why = error.strerror or error
+        raise CorpusError(f"{error.filename} cannot be read: {why}; check its permissions") from error
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().removesuffix(".gz").endswith(SUFFIXES) and not name.startswith("."):
@@ -273,7 +282,7 @@ def _inspect(name: str, reader: Reader) -> Document | None:
                 "convert it, for example with `iconv -f LATIN1 -t UTF-8`"
             ) from error
         digest.update(block)
-        blank = blank and not block.strip()
+        blank = blank and not block.removeprefix(codecs.BOM_UTF8).strip()
         size += len(block)
     return None if blank else Document(name, digest.hexdigest(), 0, size, reader)
 
@@ -283,8 +292,8 @@ def _cut(text: str, size: int) -> int:
 
     Byte-level BPE splits a run of white space before a word into all but its last character, and that
     character. So the tokens on both sides of a line end are those of the whole where no white space stands
-    beside it, or exactly one character of it follows. Without such a place: after any line end, before any
-    space, anywhere.
+    beside it, or exactly one character of it follows; and those on both sides of a space between two words
+    are, where the cut is before it. Without such a place: after any line end, before any space, anywhere.
     """
     end = text.rfind("\n", 0, size)
     while end > 0:
@@ -292,4 +301,9 @@ def _cut(text: str, size: int) -> int:
         if follows == 1 or (follows == 0 and not text[end - 1].isspace()):
             return end + 1
         end = text.rfind("\n", 0, end)
+    space = text.rfind(" ", 1, size)
+    while space > 0:
+        if not (text[space - 1].isspace() or text[space + 1].isspace()):
+            return space
+        space = text.rfind(" ", 1, space)
     return text.rfind("\n", 0, size) + 1 or max(text.rfind(" ", 0, size), 0) or size

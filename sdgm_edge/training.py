@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from sdgm_edge import checkpoint
 from sdgm_edge.batches import Lanes
-from sdgm_edge.checkpoint import Checkpoint
+from sdgm_edge.checkpoint import BEST, LAST, Checkpoint
 from sdgm_edge.config import RunConfig
 from sdgm_edge.evaluation import mixing_sample, perplexity, total_nll
 from sdgm_edge.losses import Objective, Terms
@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 VALID_LANES = 8
 RESERVOIR = 4096
 VECTORS_AT_END = 8192
+FITTED = ("optimizer", "batch_size", "num_components")
+"""Settings of the training that what is kept in a checkpoint was made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,12 @@ def train(
             config = replace(config, model=replace(config.model, vocab_size=corpus.tokenizer.vocab_size))
         trainer = Trainer(config, corpus, folder, place, group, precision, compiled)
         trainer.open(resume)
-        with stopping() as stopped:
-            return trainer.run(stopped, on_step)
+        try:
+            with stopping() as stopped:
+                return trainer.run(stopped, on_step)
+        finally:
+            if trainer.recorder is not None:
+                trainer.recorder.close()
 
 
 class Trainer:
@@ -163,7 +169,7 @@ class Trainer:
     def open(self, resume: bool) -> None:
         """Begin a run folder, or pick up the one that is there."""
         root = self.folder / "checkpoints"
-        found = checkpoint.existing(root, "last")
+        found = checkpoint.existing(root, LAST)
         if resume:
             if not found:
                 raise RunError(f"{self.folder} has no checkpoint to resume from: train without --resume")
@@ -208,6 +214,8 @@ class Trainer:
                 self._save()
                 self._close()
                 raise Interrupted(f"stopped at step {self.step} of {self.total}; go on with --resume")
+        if math.isinf(self.best):  # its weights were deleted
+            self._validate()
         self._finish()
         seconds = time.perf_counter() - began
         nll = self.best
@@ -260,7 +268,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> DivergedError:
         self._close()
-        kept = checkpoint.existing(self.folder / "checkpoints", "last")
+        kept = checkpoint.existing(self.folder / "checkpoints", LAST)
         return DivergedError(
             f"{what}: try a lower training.learning_rate, a longer training.warmup or a smaller "
             "training.clip; "
@@ -292,7 +300,7 @@ class Trainer:
                 weights = {f"model.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
                 values = {"valid_nll": value, "valid_word_perplexity": word_perplexity}
                 checkpoint.save(
-                    Checkpoint(weights, values), self.folder / "checkpoints", "best", self.step, keep=1
+                    Checkpoint(weights, values), self.folder / "checkpoints", BEST, self.step, keep=1
                 )
         else:
             self.stale += 1
@@ -324,7 +332,7 @@ class Trainer:
             self._close()
 
     def _fit_last(self) -> None:
-        best = checkpoint.existing(self.folder / "checkpoints", "best")
+        best = checkpoint.existing(self.folder / "checkpoints", BEST)
         load_weights(self.averaged, checkpoint.load(best[-1]))
         t = self.config.training
         vectors = mixing_sample(self.averaged, self.corpus.train.tokens, VECTORS_AT_END, t.seed)
@@ -356,17 +364,30 @@ class Trainer:
                 "num_collected": self.reservoir.num_added if self.reservoir is not None else 0,
                 "seconds": self.seconds + time.perf_counter() - self.began,
                 "corpus": self.corpus.train.sha256,
+                "valid": self.corpus.valid.sha256,
+                "settings": _fitted(self.config),
             }
-            checkpoint.save(Checkpoint(tensors, values), self.folder / "checkpoints", "last", self.step)
+            checkpoint.save(Checkpoint(tensors, values), self.folder / "checkpoints", LAST, self.step)
         return time.perf_counter()
 
     def _restore(self, saved: Checkpoint) -> None:
         values = saved.values
-        if values["corpus"] != self.corpus.train.sha256:
-            raise CheckpointError(
-                f"{self.folder} was trained on another text (sha256 {values['corpus'][:12]}…, now "
-                f"{self.corpus.train.sha256[:12]}…): resume with the text that it began with"
-            )
+        for key, what, now in (
+            ("corpus", "trained", self.corpus.train.sha256),
+            ("valid", "validated", self.corpus.valid.sha256),
+        ):
+            if (then := values.get(key, now)) != now:
+                raise CheckpointError(
+                    f"{self.folder} was {what} on another text (sha256 {then[:12]}…, now {now[:12]}…): "
+                    "resume with the text that it began with"
+                )
+        settings = _fitted(self.config)
+        for name, made_with in values.get("settings", settings).items():
+            if (got := settings.get(name)) != made_with:
+                raise CheckpointError(
+                    f"{self.folder}/config.json: {name} is {got!r}, and the checkpoint is of {made_with!r}: "
+                    "put that back, or train into another folder"
+                )
         try:
             self.model.load_state_dict(saved.part("model"))
         except RuntimeError as reason:
@@ -385,7 +406,15 @@ class Trainer:
             self.prior = {name: tensor.numpy() for name, tensor in prior.items()}
             install(self.objective, self.prior)
         self.step, self.stale = values["step"], values["stale"]
-        self.best = math.inf if values["best"] is None else values["best"]
+        kept = checkpoint.existing(self.folder / "checkpoints", BEST)
+        self.best = values["best"] if kept and values["best"] is not None else math.inf
+
+
+def _fitted(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that a checkpoint fits, by name."""
+    values = config.to_dict()
+    found = {f"{table}.{name}": value for table in ("model", "loss") for name, value in values[table].items()}
+    return found | {f"training.{name}": values["training"][name] for name in FITTED}
 
 
 def _words(corpus: Corpus) -> int:

@@ -27,7 +27,7 @@ from sdgm_edge.process import keep_memory, pick_device
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run
 from sdgm_edge.runtime import DivergedError, RunError, Score, replacing
-from sdgm_edge.shards import Corpus, prepare_corpus
+from sdgm_edge.shards import Corpus, corpus_of
 from sdgm_edge.tokenization import UNKNOWN
 
 TRIAL, RESULT = "trial.json", "result.json"
@@ -106,7 +106,7 @@ def run_trial(
         Interrupted: a signal came; the next call goes on.
     """
     trial = Trial.read(folder)
-    resume = bool(checkpoint.existing(folder / "checkpoints", "last"))
+    resume = bool(checkpoint.existing(folder / "checkpoints", checkpoint.LAST))
     config = trial.config
     if trial.minutes and not resume:
         config = _for_minutes(trial, corpus, folder)
@@ -233,13 +233,7 @@ def main() -> None:
     folder, cache = map(Path, sys.argv[1:])
     text = Trial.read(folder).config.corpus
     with child.ending():
-        corpus = prepare_corpus(
-            text.train or ["pydoc"],
-            text.valid or None,
-            tokenizer_kind=text.tokenizer,
-            vocab_size=text.vocab_size if text.tokenizer == "bpe" else None,
-            cache=cache,
-        )
+        corpus = corpus_of(text, cache)
         with training_progress(folder.name) as on_step:
             run_trial(folder, corpus, on_step)
 

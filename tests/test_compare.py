@@ -121,6 +121,14 @@ def test_entries_are_read_once_each():
         parse_entries(" ,")
 
 
+@pytest.mark.parametrize("change", ["seed=1", "vocab_size=9"])
+def test_what_is_the_same_for_all_models_is_no_change_of_one(change):
+    with pytest.raises(
+        ConfigError, match=f"{change[:4]}.* is the same for all models: leave it out, and give --"
+    ):
+        parse_entries(f"gpt2,sdgm:{change}")
+
+
 def test_entries_are_trained_at_several_rates(terms):
     assert at_rates(("sdgm", "gpt2:depth=2"), "1e-3, 4e-3") == (
         "sdgm:lr=1e-3", "sdgm:lr=4e-3", "gpt2:depth=2+lr=1e-3", "gpt2:depth=2+lr=4e-3"
@@ -189,7 +197,8 @@ def test_ablations_change_what_they_say_and_nothing_else(terms, protocol):
         ("gpt3", "expected sdgm, ringing, ablations, gpt2, .*, got 'gpt3'"),
         ("sdgm:beta", r"expected KEY=VALUE, got 'beta'; write it as in sdgm:beta=0\+K=64"),
         ("sdgm:colour=1", "sdgm:colour=1: a key must be one of alpha, beta, .*, got 'colour'"),
-        ("sdgm:K=many", "num_atoms must be a number, got 'many'"),
+        ("sdgm:K=many", "num_atoms must be a whole number, got 'many'"),
+        ("sdgm:lr=high", "learning_rate must be a number, got 'high'"),
         ("sdgm:residual=1", "residual must be true or false, got '1'"),
         ("gpt2:alpha=1", "a model of layer 'gpt2' has no dictionary"),
         ("lstm:copy_window=-1", "model.copy_window must be a whole number of at least 0, got -1"),

@@ -91,6 +91,26 @@ def test_a_file_comes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
     assert load_config(Path("wikitext-2")) == load_config(preset="edge-nano")
 
 
+def test_a_folder_of_a_recipes_name_is_no_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_config(Path("wikitext-2"))
+    Path("wikitext-2").mkdir()  # as the text of that recipe lies in one
+    assert load_config(Path("wikitext-2")) == recipe
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "c.toml").write_text('preset = "edge-nano"', encoding="utf-8-sig")
+    assert load_config(tmp_path / "c.toml").preset == "edge-nano"
+
+
+def test_the_size_of_the_vocabulary_is_the_corpus_s(tmp_path):
+    (tmp_path / "c.toml").write_text("[model]\nvocab_size = 300")
+    with pytest.raises(
+        ConfigError, match=r"model.vocab_size is as large as .* got 300; set corpus.vocab_size"
+    ):
+        load_config(tmp_path / "c.toml")
+
+
 def test_the_example_of_the_guide_is_valid(tmp_path):
     guide = (Path(__file__).parents[1] / "docs/training.md").read_text(encoding="utf-8")
     path = tmp_path / "guide.toml"

@@ -174,6 +174,17 @@ def test_validation_text_seen_in_training_is_told(
     assert "text.txt (1 of 1 validation texts) is training text too" in caplog.text
 
 
+def test_what_is_held_out_is_trained_on_nowhere(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "a.txt").write_text(LINES)
+    (tmp_path / "book" / "a.txt.gz").write_bytes(gzip.compress(LINES.encode()))
+    corpus = prepare(tmp_path / "book", cache)
+    assert corpus.train.num_bytes + corpus.valid.num_bytes == len(LINES)
+    assert "a.txt.gz is left out: " in caplog.text
+
+
 def test_vocabulary_is_of_the_training_text(text: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "valid.txt").write_text("unheard\n")
     corpus = prepare(

@@ -156,6 +156,38 @@ def test_empty_file(tmp_path: Path, content: str) -> None:
         open_documents([tmp_path / "a.txt"], tmp_path)
 
 
+def test_a_byte_order_mark_alone_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(CorpusError, match=r"a.txt is empty"):
+        open_documents([tmp_path / "a.txt"], tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:  # as for those who may not read it, whom root is not among
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(CorpusError, match=r"closed cannot be read: Permission denied; check its permissions"):
+        open_documents([tmp_path], tmp_path)
+
+
+def test_a_pattern_lasts_also_where_the_folder_s_name_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data[1]").mkdir()
+    (tmp_path / "data[1]" / "x.txt").write_text("text")
+    monkeypatch.chdir(tmp_path / "data[1]")
+    (kept,) = lasting(["*.txt"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert text_of(open_documents([kept], tmp_path)) == "text"
+
+
 def test_empty_file_in_a_folder_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").touch()
     (tmp_path / "b.txt").write_text("b")
@@ -241,7 +273,7 @@ BPE = train_bpe(["ab a1 é. \n\t 11 aab  \n"] * 3, vocab_size=262)
 @given(
     st.lists(st.sampled_from(["ab", " ab", "\n", "  b", "1.", " \n", "\t", "é"]), max_size=60).map("".join)
 )
-def test_pieces_have_the_tokens_of_the_whole_where_a_line_end_allows(text: str) -> None:
+def test_pieces_have_the_tokens_of_the_whole_where_a_line_end_or_a_space_allows(text: str) -> None:
     pieces = list(memory_document(text.encode()).pieces(20))
     together, at = BPE.encode(text), 0
     apart = [token for ids in BPE.encode_batch(pieces) for token in ids]
@@ -249,8 +281,17 @@ def test_pieces_have_the_tokens_of_the_whole_where_a_line_end_allows(text: str) 
     for piece, following in pairwise(pieces):
         at += len(piece)
         spaces = len(following) - len(following.lstrip())
-        clean &= piece.endswith("\n") and (spaces == 1 or (spaces == 0 and not piece[-2:-1].isspace()))
+        after_line = piece.endswith("\n") and (spaces == 1 or (spaces == 0 and not piece[-2:-1].isspace()))
+        between_words = spaces == 1 and following[0] == " " and not piece[-1].isspace()
+        clean &= after_line or between_words
     assert not clean or apart == together
+
+
+def test_pieces_of_lines_that_end_in_two_characters_have_the_tokens_of_the_whole() -> None:
+    text = "ab é 11 aab.\r\n  b ab 1.\r\n" * 30
+    pieces = list(memory_document(text.encode()).pieces(20))
+    assert len(pieces) > 20
+    assert [token for ids in BPE.encode_batch(pieces) for token in ids] == BPE.encode(text)
 
 
 @given(WORDS.filter(lambda text: len(text.encode()) > 1 and len(text) > 1), st.floats(0.01, 0.99))

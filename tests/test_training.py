@@ -1,5 +1,6 @@
 """The loop with everything real: files, subprocesses, signals, `torchrun`."""
 
+import dataclasses
 import json
 import math
 import os
@@ -259,14 +260,56 @@ def test_resuming_names_what_does_not_fit(corpus, text, tmp_path):
     changed = prepare_corpus([other], tokenizer=corpus.tokenizer, cache=text.parent / "cache")
     with pytest.raises(CheckpointError, match="was trained on another text"):
         train(config(), changed, tmp_path / "run", resume=True)
+    judged = prepare_corpus([text], [other], tokenizer=corpus.tokenizer, cache=text.parent / "cache")
+    judged = dataclasses.replace(corpus, valid=judged.valid)
+    with pytest.raises(CheckpointError, match="was validated on another text"):
+        train(config(), judged, tmp_path / "run", resume=True)
     settings = json.loads((tmp_path / "run/config.json").read_text())
-    settings["model"]["width"] = 20
-    (tmp_path / "run/config.json").write_text(json.dumps(settings))
+    for table, name, value in (
+        ("model", "width", 20),
+        ("loss", "prior", 0.5),
+        ("training", "optimizer", "muon"),
+        ("training", "batch_size", 8),
+    ):
+        edited = {**settings, table: {**settings[table], name: value}}
+        (tmp_path / "run/config.json").write_text(json.dumps(edited))
+        told = (
+            rf"{table}.{name} is {value!r}, and the checkpoint is of {settings[table][name]!r}: put that back"
+        )
+        with pytest.raises(CheckpointError, match=told):
+            train(config(), corpus, tmp_path / "run", resume=True)
+    last = checkpoint.existing(tmp_path / "run/checkpoints", checkpoint.LAST)[-1]
+    saved = checkpoint.load(last)
+    del saved.values["settings"], saved.values["valid"]  # as checkpoints of before have none
+    checkpoint.save(saved, tmp_path / "run/checkpoints", checkpoint.LAST, 2)
+    (tmp_path / "run/config.json").write_text(
+        json.dumps({**settings, "model": {**settings["model"], "width": 20}})
+    )
     with pytest.raises(CheckpointError, match="does not fit"):
         train(config(), corpus, tmp_path / "run", resume=True)
     (tmp_path / "run/config.json").write_text("{")
     with pytest.raises(RunError, match=r"config.json is damaged"):
         train(config(), corpus, tmp_path / "run", resume=True)
+
+
+def test_a_run_whose_best_weights_were_deleted_finds_them_again(corpus, tmp_path):
+    train(config(max_steps=2), corpus, tmp_path / "run")
+    (best,) = checkpoint.existing(tmp_path / "run/checkpoints", checkpoint.BEST)
+    shutil.rmtree(best)
+    summary = train(config(), corpus, tmp_path / "run", resume=True)
+    assert math.isfinite(summary.valid_word_perplexity)
+    assert checkpoint.existing(tmp_path / "run/checkpoints", checkpoint.BEST) == [best]
+
+
+def test_a_first_save_that_fails_says_to_train_again(corpus, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(
+        CheckpointError, match="No space left on device; free space and train again: there is no"
+    ):
+        train(config(max_steps=2), corpus, tmp_path / "run")
 
 
 def test_runs_are_found_and_named(corpus, tmp_path):
