@@ -6,7 +6,6 @@ Nothing is written before every variant has passed, and then all at once.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +22,7 @@ from sdgm_edge.runtime import (
     Score,
     StateError,
     UsageError,
+    check_place,
     check_replaceable,
     with_line_end,
 )
@@ -53,6 +53,8 @@ from .writing import Passed, write_export
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
 HEADS = ("auto", "whole", "screened")
+LONGEST_NAME = 200
+"""Characters of a bundle's name."""
 SPEED_SECONDS = 0.3
 
 
@@ -104,6 +106,11 @@ def export_run(
             f"head: expected 8 or 4 among the bits for a screened head, got {sorted(wanted)}; "
             "floats are there to be exact: ask for --bits 8 too, or leave --head out"
         )
+    if drafts and not wanted & {8, 4}:
+        raise UsageError(
+            f"drafts: expected 8 or 4 among the bits, got {sorted(wanted)}; "
+            "floats can be drafted as they are: leave --drafts out"
+        )
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
     trained_window = run.config.copy_window
@@ -115,7 +122,13 @@ def export_run(
             "baselines are measured by sdgm-edge compare, and not made into bundles"
         )
     name, whole = folder.resolve().name + ("" if atoms is None else f"-{atoms}-atoms"), run.model
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise ExportError(
+            f"{folder}: expected a folder whose name, which the bundle takes, has at most {LONGEST_NAME} "
+            "characters that can be printed; rename it"
+        )
     target = BUNDLES / name if out is None else Path(out)
+    check_place(target, BundleError)  # before the work, not after
     if single_file and target.suffix != ".sdgm":
         target = target.with_name(f"{target.name}.sdgm")
     if head == "screened" and run.config.copy_window:
@@ -123,7 +136,6 @@ def export_run(
             f"head: expected a head without a pointer to screen, got copy_window = {run.config.copy_window}; "
             "leave --head out: a head that points is read whole"
         )
-    _check_place(target)  # before the work, not after
     check_replaceable(target)
     check_finite(weights_of(whole), folder)
     if atoms is not None or run.config.layer == "ringing":
@@ -150,16 +162,6 @@ def export_run(
         trained_window=trained_window,
         loop=loop,
     )
-
-
-def _check_place(target: Path) -> None:
-    """Refuse a place that nothing can be written to; folders on the way to it are made later."""
-    nearest = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
-    refused = None if nearest.is_dir() else f"{nearest} is no folder"
-    if refused is None and not os.access(nearest, os.W_OK | os.X_OK):
-        refused = f"{nearest} may not be written to"
-    if refused is not None:
-        raise BundleError(f"{target}: cannot be written: {refused}; choose a place that you may write to")
 
 
 class _Gates:

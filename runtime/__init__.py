@@ -34,7 +34,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .atomic import replacing
+    from .atomic import check_place, replacing
     from .atoms import atoms_step
     from .bundle import Bundle, check_replaceable, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from .verification import VariantReport, VerifyReport, verify
 
 _LAZY = {
+    "check_place": "atomic",
     "replacing": "atomic",
     "atoms_step": "atoms",
     "Bundle": "bundle",
@@ -181,6 +182,7 @@ __all__ = [
     "Vocabulary",
     "atoms_step",
     "cache_folder",
+    "check_place",
     "check_replaceable",
     "count_words",
     "decode_arrays",

@@ -72,15 +72,33 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def check_place(target: Path, kind: type[SdgmError]) -> None:
+    """Refuse, before the work, a place that cannot be written to; folders on the way to it are made later.
+
+    Raises:
+        SdgmError: of class `kind`.
+    """
+    refused = None if target.name else "it names no file or folder"
+    nearest = next((folder for folder in target.absolute().parents if os.path.lexists(folder)), target)
+    if refused is None and not nearest.is_dir():
+        refused = f"{nearest} is no folder"
+    if refused is None and not os.access(nearest, os.W_OK | os.X_OK):
+        refused = f"{nearest} may not be written to"
+    if refused is not None:
+        raise kind(f"{target}: cannot be written: {refused}; choose a place that you may write to")
+
+
 @contextmanager
 def replacing(target: Path, kind: type[SdgmError]) -> Iterator[IO[bytes]]:
     """A file that takes the place of `target` when the block ends well, and leaves no trace when it does not.
 
-    Its folder is made if need be.
+    Its folder is made if need be. Of a link, what it names is replaced.
 
     Raises:
         SdgmError: of class `kind`, when the system refuses (a full disk, a folder that is not ours).
     """
+    if os.path.islink(target):
+        target = Path(os.path.realpath(target))
     with writing(target, kind) as partial:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

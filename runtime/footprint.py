@@ -66,6 +66,8 @@ class VariantFootprint:
 
     variant: str
     """Its name."""
+    atoms: int | None
+    """Atoms of each layer, where fewer were asked for than there are."""
     provider: str
     """Where it ran: cpu, cuda, …"""
     file: int
@@ -157,7 +159,8 @@ def measure_footprint(
         if prepared:
             prepare(run, variant.name)
         size, state = run.size(variant.name), 4 * run.config.state_size
-        measured.append(_measure({**asked, "variant": variant.name}, size, state, tokens, repeats))
+        left = None if run.atoms_of is None else run.atoms
+        measured.append(_measure({**asked, "variant": variant.name}, left, size, state, tokens, repeats))
     return Footprint(
         path=str(path),
         name=bundle.manifest.name,
@@ -187,7 +190,9 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats: int) -> VariantFootprint:
+def _measure(
+    asked: dict[str, Any], atoms: int | None, file: int, state: int, tokens: int, repeats: int
+) -> VariantFootprint:
     slowly = {**asked, "tokens": tokens, "pauses": True}
     with Child(slowly) as first:
         stages, provider = _memories(first), first.provider
@@ -206,6 +211,7 @@ def _measure(asked: dict[str, Any], file: int, state: int, tokens: int, repeats:
     values = {**asdict(last), "second_process": second_process}
     return VariantFootprint(
         variant=asked["variant"],
+        atoms=atoms,
         provider=provider,
         file=file,
         weights=weights,

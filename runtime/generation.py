@@ -14,6 +14,7 @@ import numpy as np
 
 from .draft import Drafted, Drafter
 from .engine import Floats
+from .errors import SdgmError
 from .mixture import Mixture
 from .parameters import SamplingParams
 from .sampling import Sampled, Sampler
@@ -180,7 +181,12 @@ class Stream(Iterator[str]):
             if drafter is not None and drafter.follows and not session.looks_ahead:
                 self._look(drafter, params.max_new_tokens - step)
             allowed = self._vocabulary.mask.allowed(removed) if removed else None
-            sampled = sampler.sample(session.logits, allowed)
+            try:
+                sampled = sampler.sample(session.logits, allowed)
+            except SdgmError:
+                if draw is not None:
+                    session.unblend()
+                raise
             token = sampled.token
             self._accepted += session.push(token)
             if drafter is not None:

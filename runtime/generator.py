@@ -348,10 +348,12 @@ class Generator:
     def _check_draft(self, draft: int) -> None:
         most = min(draft + 1, self.engine.chunk)
         if off := self.engine.differs(most):
+            again = "export the bundle again with --drafts"
+            other = again if self.variant == "int8" else "try another variant"
             raise ParameterError(
                 f"draft: expected a graph that gives for {most} tokens at once what it gives one by one, got "
                 f"one ({self.variant} on {self.provider}) that is off by {off:.2g}: the text would change; "
-                "leave draft out, or export the bundle again with --drafts"
+                f"leave draft out, or {other}"
             )
 
     def _mixture(self, asked_for: str) -> Mixture:

@@ -143,7 +143,7 @@ def names_cpu(providers: str | Sequence[str]) -> bool:
     return {_short(name) for name in _listed(providers)} == {"cpu"}
 
 
-def _listed(providers: str | Sequence[str]) -> list[str]:
+def _listed(providers: str | Sequence[Any]) -> list[Any]:
     return [providers] if isinstance(providers, str) else list(providers)
 
 
@@ -151,13 +151,12 @@ def _full_names(ort: Any, names: list[Any]) -> list[str]:
     known = {_short(name): name for name in ort.get_all_providers()}
     full = []
     for name in names:
-        short = _short(name) if isinstance(name, str) else ""
-        if short not in known:
+        if _short(name) not in known:
             raise ParameterError(
                 f"providers: expected some of {', '.join(known)}, got {shown(name)}; "
                 "use 'cpu', or 'auto' by itself"
             )
-        full.append(known[short])
+        full.append(known[_short(name)])
     if not full:
         raise ParameterError("providers: expected at least one, got none; use 'auto' or 'cpu'")
     return full
@@ -216,8 +215,8 @@ def _give_memory_back() -> None:
     trim(0)
 
 
-def _short(name: str) -> str:
-    return name.removesuffix("ExecutionProvider").lower()
+def _short(name: Any) -> str:
+    return name.removesuffix("ExecutionProvider").lower() if isinstance(name, str) else ""
 
 
 def line(e: BaseException) -> str:

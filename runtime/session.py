@@ -86,7 +86,8 @@ class Session:
         self._history, self._position = history, position
         self._segments = deque(segments)
         self._held = sum(len(segment.ids) for segment in self._segments)
-        self._recent = deque(recent, maxlen=RECENT + history + engine.chunk)
+        # As many are left after a rewind; a loaded session may be rewound further than its own history.
+        self._recent = deque(recent, maxlen=RECENT + max(history, self._held) + engine.chunk)
         self._after: State | None = None  # the state after the last segment, once it is known
         self._logits_V: Floats | None = None  # likewise its logits
         self._ahead: _Ahead | None = None
@@ -224,6 +225,12 @@ class Session:
         state, ids, _ = self._segments[-1]
         c_M = self._engine.mixing(ids, state)[0][0] if look else None
         self._segments[-1] = Segment(state, ids, Blend(strength, draw(c_M)))
+        self._after = self._logits_V = self._ahead = None
+
+    def unblend(self) -> None:
+        """Take back what `blend` did, where no token came of it."""
+        state, ids, _ = self._segments[-1]
+        self._segments[-1] = Segment(state, ids)
         self._after = self._logits_V = self._ahead = None
 
     def save(self, path: str | Path, *, history: int = SAVED_HISTORY) -> None:

@@ -179,7 +179,7 @@ def _write(
     """Generate one text, tell it as it comes, and keep the session where one is asked for."""
     session = None
     if state is not None:
-        session = generator.load_session(state) if state.exists() else generator.session()
+        session = generator.load_session(state) if os.path.exists(state) else generator.session()
     stream = generator.stream(prompt, session=session, **options)
     if session is not None and state is not None:
         session.save(state)  # a place that cannot be written is told before anything is generated
@@ -226,7 +226,8 @@ def newest_bundle(root: Path = BUNDLES) -> Path:
         (path.stat().st_mtime_ns, str(path), path if path.suffix == ".sdgm" else path.parent)
         for pattern in ("*.sdgm", "*/*.sdgm", "*/manifest.json", "*/*/manifest.json")
         for path in root.glob(pattern)
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)  # being written
+        if path.exists()  # no link to nothing
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)  # being written
     ]
     return max(found)[-1] if found else pretrained()
 

@@ -140,12 +140,11 @@ def _print(measured: "Footprint", markdown: bool) -> None:
     show(
         ("variant", "stage", "RSS MB", "anonymous MB", "file-backed MB", "private MB", "peak MB"),
         [
-            (variant.variant, stage.replace("_", " "), *map(_mb, _memory(memory)))
+            (_name(variant), stage.replace("_", " "), *map(_mb, _memory(memory)))
             for variant in measured.variants
             for stage, memory in variant.stages.items()
         ],
-        title=f"{measured.path} ({measured.name}{', prepared' if measured.prepared else ''}"
-        f"{f', {measured.atoms} atoms' if measured.atoms else ''}): "
+        title=f"{measured.path} ({measured.name}{', prepared' if measured.prepared else ''}): "
         "memory of a fresh process; first token after a prompt of "
         f"{measured.prompt_tokens} tokens, then {measured.tokens} more",
     )
@@ -154,7 +153,7 @@ def _print(measured: "Footprint", markdown: bool) -> None:
         ("variant", "provider", "file MB", "runtime MB", "weights MB", "state bytes", "unaccounted MB",
          "second process MB", *(["GPU MB"] if on_gpu else [])),
         [
-            (v.variant, v.provider, _mb(v.file), _mb(v.runtime), _mb(v.weights), v.state, _mb(v.unaccounted),
+            (_name(v), v.provider, _mb(v.file), _mb(v.runtime), _mb(v.weights), v.state, _mb(v.unaccounted),
              _mb(v.second_process), *([_mb(v.gpu)] if on_gpu else []))
             for v in measured.variants
         ],
@@ -164,7 +163,7 @@ def _print(measured: "Footprint", markdown: bool) -> None:
     show(
         ("variant", "imports ms", "load ms", "first token ms", "fastest", "slowest"),
         [
-            (v.variant, *(1e3 * s for s in (v.seconds.imports, v.seconds.load, v.seconds.first_token,
+            (_name(v), *(1e3 * s for s in (v.seconds.imports, v.seconds.load, v.seconds.first_token,
                                             v.seconds.fastest, v.seconds.slowest)))
             for v in measured.variants
         ],
@@ -172,6 +171,10 @@ def _print(measured: "Footprint", markdown: bool) -> None:
         f"{machine['threads']}; {machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python "
         f"{machine['python']}, ONNX Runtime {machine['onnxruntime']}",
     )  # fmt: skip
+
+
+def _name(variant: "VariantFootprint") -> str:
+    return variant.variant if variant.atoms is None else f"{variant.variant}, {variant.atoms} atoms"
 
 
 def _memory(memory: Any) -> tuple[int | None, ...]:

@@ -34,7 +34,7 @@ def plan(
 ) -> None:
     """Find the largest model that a device has room and time for, before anything is trained."""
     from sdgm_edge.export import BITS, Wishes, plan_model, plan_toml
-    from sdgm_edge.runtime import ConfigError, replacing
+    from sdgm_edge.runtime import ConfigError, check_place, replacing
 
     wishes = Wishes(
         bundle=quantity("--budget", budget, BYTES, "16MB"),
@@ -43,8 +43,10 @@ def plan(
         memory=math.inf if max_rss is None else quantity("--max-rss", max_rss, BYTES, "100MB"),
         bits=tuple(dict.fromkeys(bits)) if bits else BITS,
     )
-    if out is not None and out.is_dir():
-        raise ConfigError(f"--out: expected a file to write, got the folder {out}; name a file in it")
+    if out is not None:
+        if out.is_dir():
+            raise ConfigError(f"--out: expected a file to write, got the folder {out}; name a file in it")
+        check_place(out, ConfigError)
     report = plan_model(wishes, lambda message: print(message, file=sys.stderr, flush=True))
     toml = plan_toml(report.proposed)
     if out is not None:

@@ -43,7 +43,7 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*map(format_value, row))
-    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, markup=False).print(table)
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, markup=False, emoji=False).print(table)
 
 
 def print_markdown(

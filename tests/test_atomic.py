@@ -23,6 +23,16 @@ def test_what_names_no_file_is_refused(name):
         pytest.fail("there is nothing to write to")
 
 
+def test_of_a_link_what_it_names_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "real").write_text("old")
+    (tmp_path / "link").symlink_to("disk/real")
+    with replacing(tmp_path / "link", StateError) as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "real").read_text() == "new"
+
+
 def test_an_error_of_the_writer_stays_what_it_is(tmp_path):
     with pytest.raises(ValueError, match="of the writer"), replacing(tmp_path / "a", StateError):
         raise ValueError("of the writer")

@@ -156,8 +156,9 @@ def test_less_is_held_and_less_is_kept(whole, few):
     assert short.size() <= exported.size()
     assert short.config.state_size == exported.config.state_size == bundle.config.state_size - 10 * (K - KEPT)
     assert short.config.mixing_size == exported.config.mixing_size == 2 * KEPT
-    footprint = measure_footprint(whole, ["int8"], tokens=1, repeats=1, atoms=KEPT)
-    assert (footprint.atoms, footprint.variants[0].file) == (KEPT, short.size())
+    footprint = measure_footprint(whole, ["int8"], tokens=1, repeats=1, atoms=KEPT - 1)
+    assert (footprint.atoms, footprint.variants[0].atoms) == (KEPT - 1, KEPT), "int8 keeps pairs"
+    assert footprint.variants[0].file == short.size()
     assert footprint.variants[0].state == 4 * short.config.state_size
 
 

@@ -192,6 +192,7 @@ def test_the_newest_bundle_is_taken(tmp_path: Path) -> None:
         target = tmp_path / path
         tiny.write(target.parent if target.suffix == ".json" else target)
         os.utime(target, (age, age))
+    (tmp_path / "bundles/gone.sdgm").symlink_to("nowhere")
     assert told(tmp_path, "-p", "Once", "-n", 1)["model"] == "bundles/two/new.sdgm"
 
 
@@ -318,6 +319,7 @@ BAD: list[tuple[tuple[object, ...], int, str]] = [
     (("-p", "a", "--state", "empty.txt/s.state"), 1, "s.state: cannot be written"),
     (("-p", "a", "--state", "bundles"), 1, "bundles: cannot be read"),
     (("-p", "a", "--state", "latin1.txt"), 1, "latin1.txt: "),
+    (("-p", "a", "--state", "s" * 300), 1, "cannot be written: File name too long"),
     (("-p", "a", "--state", "s", "-c", 2), 2, "--state goes on with one text"),
 ]
 

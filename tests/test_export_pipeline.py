@@ -372,6 +372,26 @@ def test_a_place_under_a_file_is_refused_before_any_work(export, tmp_path):
     assert export(tmp_path / "made" / "on the way" / "b").path.is_dir()
 
 
+@pytest.mark.parametrize("out", ["/", "."])
+@pytest.mark.parametrize("single_file", [False, True])
+def test_a_place_without_a_name_is_refused_before_any_work(export, out, single_file):
+    told = []
+    with pytest.raises(BundleError, match=r"cannot be written: it names no file or folder; choose"):
+        export(out, single_file=single_file, progress=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("name", ["n" * 201, "a\tb"])
+def test_a_name_that_no_bundle_has_is_refused_before_any_work(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(pipeline, "load_run", lambda folder: trained.run())
+    told = []
+    with pytest.raises(
+        ExportError, match=r"expected a folder whose name, .* at most 200 characters .*; rename"
+    ):
+        export_run(f"runs/{name}", tmp_path / "b", progress=told.append)
+    assert told == []
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs folders that are closed to us")
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(export, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
@@ -455,6 +475,7 @@ def test_without_a_run_the_newest_is_exported(monkeypatch, tmp_path):
     ("options", "message"),
     [
         ({"bits": (5,)}, "bits: expected one of 4, 8, 16, 32, got 5"),
+        ({"bits": (32,), "drafts": True}, r"drafts: expected 8 or 4 among the bits, got \[32\]; floats can"),
         ({"bits": ()}, "bits: expected at least one of 4, 8, 16, 32, got none"),
         ({"max_loss_increase": -0.1}, "max_loss_increase: expected a share from 0, got -0.1"),
         ({"max_loss_increase": float("nan")}, "max_loss_increase: expected a share from 0, got nan"),

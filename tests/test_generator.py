@@ -297,6 +297,18 @@ def test_sixteen_threads_give_the_text_of_one_after_another(gen):
             assert list(pool.map(text, range(16))) == sequential
 
 
+def test_a_text_that_fails_leaves_the_session_as_it_was(gen):
+    session = gen.session()
+    session.feed(PROMPT)
+    before = session.fork()
+    nothing = {"banned_tokens": list(range(gen.vocab_size)), "max_new_tokens": 2}
+    for prior in ({}, {"prior_strength": 0.9, "seed": 1}):
+        with pytest.raises(ParameterError):
+            gen.generate(None, session=session, **nothing, **prior)
+        np.testing.assert_array_equal(session.logits, before.logits)
+        np.testing.assert_array_equal(session.state, before.state)
+
+
 def test_a_session_of_another_model_or_variant_is_refused(gen, path, tmp_path):
     other = Generator.load(tiny.write(tmp_path / "other", model_id="f" * 64), providers="cpu")
     for wrong in (other, Generator.load(path, "int8", providers="cpu")):

@@ -285,7 +285,7 @@ def test_what_killed_writers_left_is_removed_after_a_day(entry, path):
     assert (old.exists(), new.exists()) == (False, True)
 
 
-@pytest.mark.parametrize("providers", ["cuda", ["cuda", "cpu"]])
+@pytest.mark.parametrize("providers", ["cuda", ["cuda", "cpu"], [5]])
 def test_only_the_cpu_takes_prepared_weights(cache, path, providers):
     with pytest.raises(ParameterError, match="providers: expected cpu, which alone takes prepared weights"):
         Generator.load(path, providers=providers, prepared=True)

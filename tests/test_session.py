@@ -246,6 +246,16 @@ def test_a_loaded_session_that_is_rewound_remembers_as_many_tokens(gen, tmp_path
     assert len(loaded.tokens) == RECENT
 
 
+def test_a_loaded_session_remembers_as_many_however_far_it_is_rewound(gen, tmp_path):
+    ids = [i % 300 for i in range(3000)]
+    session = gen.session(history=2000)
+    session.feed(ids)
+    session.save(tmp_path / "s", history=2000)
+    loaded = gen.load_session(tmp_path / "s")
+    loaded.rewind(1500)
+    assert loaded.tokens == ids[1500 - RECENT : 1500]
+
+
 def test_a_prompt_of_a_million_tokens_is_read_lazily(gen):
     served = 0
 
