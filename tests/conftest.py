@@ -1,6 +1,11 @@
 """What all tests share."""
 
 import logging
+import os
+
+# Before torch is imported. Tiny models gain nothing from threads, which beside other work wait for each other
+# for minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
