@@ -33,12 +33,14 @@ from .container import shown
 from .encoding import encode
 from .errors import MeasureError, ParameterError
 from .memory import Memory, gpu_memory, read_memory
-from .prepared import prepare
+from .prepared import cpu_identity, prepare
 from .providers import onnxruntime
 from .stages import STAGES
 
 PROMPT = "Once upon a time"
 _CODE = f"from {__package__}.stages import main; main()"
+_INT8_KERNELS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp")
+"""Features of processors by which kernels are chosen, the quickest first: names alone tell little."""
 _PATIENCE = 10.0  # seconds until a child that should end is ended
 
 
@@ -177,10 +179,11 @@ def measure_footprint(
 
 def machine() -> dict[str, str | int | None]:
     """The machine that figures belong to."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        cpu = next((value.strip() for name, _, value in lines if name.strip() == "model name"), cpu)
+    found = cpu_identity()
+    cpu = found.get("model name") or platform.processor() or platform.machine()
+    features = found.get("flags", found.get("Features", "")).split()
+    if quickest := next((name for name in _INT8_KERNELS if name in features), None):
+        cpu += f" with {quickest}"
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

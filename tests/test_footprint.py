@@ -268,3 +268,17 @@ def test_the_folder_that_it_is_run_in_is_no_place_for_modules(bundle, tmp_path):
     (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')\n")
     code = "from sdgm_edge.runtime import measure_footprint as m; m({!r}, ['fp32'], tokens=1, repeats=1)"
     subprocess.run([sys.executable, "-P", "-c", code.format(str(bundle))], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"model name": "AMD EPYC", "flags": "fma avx2 avx512f avx512_vnni"}, "AMD EPYC with avx512_vnni"),
+        ({"model name": "AMD EPYC", "flags": "fma avx2"}, "AMD EPYC with avx2"),
+        ({"model name": "ARMv8", "Features": "fp asimd asimddp"}, "ARMv8 with asimddp"),
+        ({"model name": "of another kind"}, "of another kind"),
+    ],
+)
+def test_a_machine_is_told_with_what_its_kernels_are_chosen_by(monkeypatch, found, told):
+    monkeypatch.setattr(module, "cpu_identity", lambda: found)
+    assert module.machine()["cpu"] == told
