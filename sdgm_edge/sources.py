@@ -234,7 +234,8 @@ def _embedded() -> dict[str, str]:
         raise CorpusError(
             "the embedded text is CPython's pydoc_data, which this Python lacks; name a text file"
         ) from error
-    return dict(topics)
+    first = {text: topic for topic, text in sorted(topics.items(), reverse=True)}  # some share a text
+    return {topic: text for text, topic in first.items()}
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -110,9 +110,10 @@ def test_lasting_sources_are_the_same_from_another_folder_and_later(
     assert text_of(open_documents(found[:4], tmp_path / "spool")) == "filed\ntyped\npiped\n"
 
 
-def test_embedded_corpus_has_one_document_a_topic(tmp_path: Path) -> None:
+def test_embedded_corpus_has_one_document_a_topic_and_no_text_twice(tmp_path: Path) -> None:
     documents = open_documents(["pydoc"], tmp_path)
     assert len(documents) > 50
+    assert len({document.sha256 for document in documents}) == len(documents)
     assert 'The "with" statement' in text_of(documents)
 
 
