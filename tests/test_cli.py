@@ -290,3 +290,24 @@ def test_shell_completion(shell: str) -> None:
         [sys.executable, "-m", "sdgm_edge"], env=environment, capture_output=True, text=True, check=True
     )
     assert "sdgm-edge" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("compare", "--device"),
+        ("compare", "--precision"),
+        ("probe memory", "--device"),
+        ("probe scale", "--device"),
+    ],
+)
+def test_a_device_that_there_is_not_is_told_before_the_work(tmp_path: Path, command: str, flag: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sdgm_edge", *command.split(), flag, "gpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {flag}: expected one of auto, ")
+    assert list(tmp_path.iterdir()) == []

@@ -110,3 +110,10 @@ def test_a_choice_of_several() -> None:
         UsageError, match="--device: expected one of auto, cpu, got 'tpu'; write one of these"
     ):
         console.check_choice("--device", "tpu", ("auto", "cpu"))
+
+
+def test_a_path_with_colons_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(("name",), [("c:a:d" + 20 * "-",)], title="a:b:c.sdgm")
+    out = capsys.readouterr().out
+    assert "a:b:c.sdgm" in out
+    assert "c:a:d" in out
