@@ -14,6 +14,7 @@ from pathlib import Path
 from sdgm_edge.models import SDGM
 from sdgm_edge.run import Run, load_run, newest_run, with_copy_window
 from sdgm_edge.runtime import (
+    LONGEST_NAME,
     AccuracyError,
     BundleError,
     Engine,
@@ -53,8 +54,6 @@ from .writing import Passed, write_export
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
 HEADS = ("auto", "whole", "screened")
-LONGEST_NAME = 200
-"""Characters of a bundle's name."""
 SPEED_SECONDS = 0.3
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .footprint import Footprint, VariantFootprint, machine, measure_footprint, measure_memory
     from .generation import Generation, Stream, Timing
     from .generator import Generator, TokenLogprob
-    from .manifest import BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
+    from .manifest import LONGEST_NAME, BundleConfig, GenerationConfig, Golden, Manifest, Variant, encode_json
     from .memory import Memory, read_memory
     from .mixture import ComponentReport, Mixture
     from .parameters import SamplingParams
@@ -84,6 +84,7 @@ _LAZY = {
     "Timing": "generation",
     "Generator": "generator",
     "TokenLogprob": "generator",
+    "LONGEST_NAME": "manifest",
     "BundleConfig": "manifest",
     "GenerationConfig": "manifest",
     "Golden": "manifest",
@@ -127,6 +128,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "LONGEST_NAME",
     "AccuracyError",
     "Blend",
     "Bundle",

@@ -20,6 +20,8 @@ MANIFEST, CONFIG, TOKENIZER = "manifest.json", "config.json", "tokenizer.json"
 GENERATION, MIXTURE, CARD = "generation_config.json", "gmm.npz", "README.md"
 LOOP = "generate.onnx"
 REQUIRED, OPTIONAL = {CONFIG, TOKENIZER, GENERATION}, {MIXTURE, CARD, LOOP}
+LONGEST_NAME = 200
+"""Characters of a model's name."""
 GRAPH_NAME = re.compile(r"model(_[a-z0-9]+)?\.onnx")
 
 _LIMITS = {"vocab_size": 1 << 22, "state_size": 1 << 24, "mixing_size": 1 << 20, "chunk": 1 << 16}
@@ -202,8 +204,9 @@ def parse_manifest(value: Any, where: str) -> Manifest:
     graphs = {variant.file for variant in variants.values()}
     _require(len(graphs) == len(variants), where, "variants", "a file for each", sorted(graphs))
     _names(files.keys(), REQUIRED | graphs, OPTIONAL, f"{where}: files", "file")
-    _require(0 < len(value["name"]) <= 200, where, "name", "1 to 200 characters", value["name"])
-    _require_printable(value["name"], where, "name")
+    name = value["name"]
+    _require(0 < len(name) <= LONGEST_NAME, where, "name", f"1 to {LONGEST_NAME} characters", name)
+    _require_printable(name, where, "name")
     _require(
         value["default"] in variants, where, "default", f"one of {shown(sorted(variants))}", value["default"]
     )
@@ -217,7 +220,7 @@ def parse_manifest(value: Any, where: str) -> Manifest:
     model_id = value["model_id"]
     _require(_SHA256.fullmatch(model_id), where, "model_id", "64 hexadecimal digits", model_id)
     return Manifest(
-        name=value["name"],
+        name=name,
         default=value["default"],
         variants=variants,
         files=files,
