@@ -26,8 +26,8 @@ $(READY): pyproject.toml
 demo: $(READY)  ## Train, export, verify and use a small model, in a few minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
-test: $(READY)  ## Run the tests, and say which are skipped
-	$(BIN)/python -m pytest -rfEs
+test: $(READY)  ## Run the tests on all cores, and say which are skipped
+	$(BIN)/python -m pytest -n logical --dist loadfile -rfEs
 
 lint: $(READY)  ## Check style and format
 	$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     ours = {*OURS, *(path.stem for path in sources)}
     found = {owner(name) for path in sources for name, _ in imports(path)} - ours - sys.stdlib_module_names
     named = {"sklearn": "scikit-learn", "onnx_ir": "onnx-ir"}
-    tools = {"build", "mypy", "pre-commit", "ruff", "setuptools"}
+    tools = {"build", "mypy", "pre-commit", "pytest-xdist", "ruff", "setuptools"}
     behind_others = {"onnxruntime-gpu", "tensorboard"}  # imported as onnxruntime, and by torch
     assert {named.get(name, name) for name in found} == declared - tools - behind_others
 
