@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from sdgm_edge.models import SDGM, ModelConfig
-from sdgm_edge.runtime import AccuracyError, Engine, ExportError, ParityError, Score, score_chunks, token_nlls
+from sdgm_edge.runtime import AccuracyError, Engine, ExportError, ParityError, Score, chunk_nlls, score_chunks
 
 from .builder import Array
 from .matrices import Plan
@@ -205,9 +205,9 @@ def _parts(config: ModelConfig, outputs: Mapping[str, Array]) -> dict[str, Array
 def run_torch(model: SDGM, ids_BT: Array, exact: bool = True) -> dict[str, Array]:
     """Return logits, mixing vectors and last state from torch.
 
-    `exact`: step by step, and in float64, so that differences are the graph's own and not the sum of two
-    roundings; a clock in float32, whose large angles the graph rounds alike. Otherwise in one window, which
-    is quicker and coarser.
+    `exact`: step by step, in float64 but for the recurrence, so that differences are mostly the graph's own
+    and not the sum of two roundings; a clock in float32, whose large angles the graph rounds alike. Otherwise
+    in one window, which is quicker and coarser.
     """
     state = model.initial_state(len(ids_BT))
     ids = torch.from_numpy(ids_BT)
@@ -254,16 +254,9 @@ def _cuts(rng: np.random.Generator, steps: int, chunk: int) -> list[int]:
 
 def score_graph(engine: Engine, text: str, ids: Sequence[int], begin_token: int, has_unk: bool) -> Score:
     """Score a text from its tokens, as the runtime does."""
-
-    def nlls() -> Iterator[Array]:
-        state, before = engine.zeros(), begin_token
-        for at in range(0, len(ids), engine.chunk):
-            piece = list(ids[at : at + engine.chunk])
-            logits_TV, state = engine.all([before, *piece[:-1]], state)
-            before = piece[-1]
-            yield token_nlls(logits_TV, np.array(piece))
-
-    return score_chunks(text, nlls(), has_unk=has_unk)
+    chunks = (list(ids[at : at + engine.chunk]) for at in range(0, len(ids), engine.chunk))
+    nlls = (nll_T for _, nll_T in chunk_nlls(engine, chunks, begin_token))
+    return score_chunks(text, nlls, has_unk=has_unk)
 
 
 def accuracy(score: Score, reference: Score, limit: float) -> Accuracy:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .prepared import Prepared, cache_folder, prepare
     from .providers import open_graph
     from .sampling import Sampled, Sampler
-    from .scoring import Score, count_words, score_chunks, token_nlls, with_line_end
+    from .scoring import Score, chunk_nlls, count_words, score_chunks, token_nlls, with_line_end
     from .session import Session
     from .shipped import pretrained
     from .speed import Speed, SpeedTest, Spent, measure_speed, pinned, spent, time_graph
@@ -105,6 +105,7 @@ _LAZY = {
     "Score": "scoring",
     "count_words": "scoring",
     "score_chunks": "scoring",
+    "chunk_nlls": "scoring",
     "token_nlls": "scoring",
     "with_line_end": "scoring",
     "Session": "session",
@@ -186,6 +187,7 @@ __all__ = [
     "cache_folder",
     "check_place",
     "check_replaceable",
+    "chunk_nlls",
     "count_words",
     "decode_arrays",
     "encode_arrays",

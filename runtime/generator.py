@@ -31,7 +31,7 @@ from .mixture import Mixture
 from .parameters import SamplingParams
 from .prepared import prepare
 from .providers import names_cpu
-from .scoring import Score, score_chunks, token_nlls, with_line_end
+from .scoring import Score, chunk_nlls, score_chunks, with_line_end
 from .session import HISTORY, Segment, Session, load_session
 from .state_file import Identity
 from .text import Vocabulary
@@ -320,11 +320,8 @@ class Generator:
         return np.concatenate([np.zeros(0), *(mixture.log_density(c_TM) for _, c_TM in self._mixing(text))])
 
     def _nlls(self, text: str) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
-        state, before = self.engine.zeros(), self.bundle.generation.begin_token
-        for ids in self._chunks(text, self.engine.chunk):
-            logits_TV, state = self.engine.all([before, *ids[:-1]], state)
-            before = ids[-1]
-            yield ids, token_nlls(logits_TV, np.array(ids))
+        chunks = self._chunks(text, self.engine.chunk)
+        return chunk_nlls(self.engine, chunks, self.bundle.generation.begin_token)
 
     def _mixing(self, text: str) -> Iterator[tuple[list[int], Floats]]:
         _, state = self.engine.last([self.bundle.generation.begin_token], self.engine.zeros())

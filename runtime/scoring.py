@@ -14,14 +14,17 @@ T positions, V vocabulary.
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ParameterError, StateError, TokenizerError
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
 def count_words(text: str) -> int:
@@ -161,3 +164,14 @@ def token_nlls(
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 709 else math.inf
+
+
+def chunk_nlls(
+    engine: "Engine", chunks: Iterable[list[int]], begin_token: int
+) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
+    """The tokens of a text, in chunks of at most `engine.chunk`, with −ln p of each."""
+    state, before = engine.zeros(), begin_token
+    for ids in chunks:
+        logits_TV, state = engine.all([before, *ids[:-1]], state)
+        before = ids[-1]
+        yield ids, token_nlls(logits_TV, np.array(ids))
