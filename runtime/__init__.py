@@ -34,7 +34,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .atomic import check_place, replacing
+    from .atomic import check_place, replacing, replacing_folder, sweep
     from .atoms import atoms_step
     from .bundle import Bundle, check_replaceable, read_bundle, write_bundle
     from .container import decode_arrays, encode_arrays
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 _LAZY = {
     "check_place": "atomic",
     "replacing": "atomic",
+    "replacing_folder": "atomic",
+    "sweep": "atomic",
     "atoms_step": "atoms",
     "Bundle": "bundle",
     "check_replaceable": "bundle",
@@ -205,8 +207,10 @@ __all__ = [
     "read_bundle",
     "read_memory",
     "replacing",
+    "replacing_folder",
     "score_chunks",
     "spent",
+    "sweep",
     "time_graph",
     "token_nlls",
     "verify",

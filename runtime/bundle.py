@@ -23,9 +23,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .atomic import remove, sweep, sync_folder, synced, writing
+from .atomic import replacing, replacing_folder, sweep
 from .atoms import cut
-from .container import AGAIN, Folder, Memory, Source, decode_arrays, invalid, open_source, shown, write_zip
+from .container import AGAIN, Folder, InMemory, Source, decode_arrays, invalid, open_source, shown, write_zip
 from .errors import BundleError
 from .manifest import (
     CARD,
@@ -51,6 +51,7 @@ from .manifest import (
     parse_manifest,
 )
 from .mixture import Mixture
+from .shipped import named
 
 SUFFIX = ".sdgm"
 _MB = 1 << 20
@@ -152,12 +153,12 @@ class Bundle:
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """Read and check the bundle at `path`, a folder or a single file.
+    """Read and check the bundle at `path`, a folder or a single file; "wikitext-2" is the one in the package.
 
     Raises:
         BundleError: whatever is wrong with it.
     """
-    path = Path(path)
+    path = named(Path(path))
     return _load(open_source(path), path)
 
 
@@ -199,7 +200,7 @@ def write_bundle(
         **({} if atoms is None else {"atoms": atoms}),
     }
     whole = {MANIFEST: encode_json(manifest)} | {n: files[n] for n in sorted(files)}
-    _load(Memory(whole), Path(target))
+    _load(InMemory(whole), Path(target))
     return _write(Path(target), whole)
 
 
@@ -300,26 +301,21 @@ def _mixture(data: bytes, where: str, mixing_size: int) -> Mixture:
 
 def _write(target: Path, files: Mapping[str, bytes]) -> Path:
     """Put `files` at `target` by one rename of a temporary sibling."""
-    with writing(target, BundleError) as partial:
-        check_replaceable(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target.parent, f".{glob.escape(target.name)}.*.partial")
-        try:
-            if target.suffix == SUFFIX:
-                with synced(partial) as file:
-                    write_zip(file, files)
-                os.replace(partial, target)
-            else:
-                partial.mkdir()
-                for name, data in files.items():
-                    with synced(partial / name) as file:
-                        file.write(data)
-                sync_folder(partial)
-                _replace_folder(partial, target)
-        finally:
-            remove(partial)
-        sync_folder(target.parent)
+    if target.suffix == SUFFIX:
+        with replacing(target, BundleError) as file:
+            _clear(target)
+            write_zip(file, files)
+        return target
+    with replacing_folder(target, BundleError) as folder:
+        _clear(target)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     return target
+
+
+def _clear(target: Path) -> None:
+    check_replaceable(target)
+    sweep(target.parent, f".{glob.escape(target.name)}.*.partial")
 
 
 def check_replaceable(target: Path) -> None:
@@ -345,17 +341,3 @@ def check_replaceable(target: Path) -> None:
         raise BundleError(
             f"{target}: will not be replaced: {found}; choose another place, or remove it yourself"
         )
-
-
-def _replace_folder(partial: Path, target: Path) -> None:
-    if not os.path.lexists(target):
-        os.rename(partial, target)
-        return
-    old = partial.with_suffix(".old.partial")
-    os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except BaseException:  # an interrupt too: what was there is there again
-        os.rename(old, target)
-        raise
-    remove(old)

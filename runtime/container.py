@@ -188,7 +188,7 @@ class StoredZip(Source):
             yield file
 
 
-class Memory(Source):
+class InMemory(Source):
     """Files that are not written yet: what is about to be written is checked like what is read."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .atomic import beside, sweep, sync_folder, synced
+from .atomic import beside, sweep, sync_file, sync_folder, synced
 from .bundle import Bundle
 from .engine import Engine, Floats
 from .errors import BundleError, CacheError
@@ -158,8 +158,7 @@ def _make(bundle: Bundle, variant: str, folder: Path, identity: dict[str, Any]) 
         files = {}
         for path in sorted(partial.iterdir()):
             path.chmod(0o600)
-            with open(path, "r+b") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
             files[path.name] = _account(path)
         with synced(partial / RECORD) as file:
             os.chmod(file.name, 0o600)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sdgm_edge.runtime import CheckpointError
+from sdgm_edge.runtime import CheckpointError, replacing_folder, sweep
 
 VERSION = 1
 KEPT = 2
@@ -49,7 +48,7 @@ def save(checkpoint: Checkpoint, root: Path, name: str, step: int, keep: int = K
     Raises:
         CheckpointError: the disk refuses; what was there before stays.
     """
-    target, temporary = root / f"{name}-{step:09d}", root / f".{name}-{step:09d}.{os.getpid()}"
+    target = root / f"{name}-{step:09d}"
     data = save_tensors({key: t.detach().cpu().contiguous() for key, t in checkpoint.tensors.items()})
     meta = {
         "version": VERSION,
@@ -57,24 +56,14 @@ def save(checkpoint: Checkpoint, root: Path, name: str, step: int, keep: int = K
         "step": step,
         "values": checkpoint.values,
     }
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(temporary / "tensors.safetensors", data)
-        _write(temporary / "meta.json", json.dumps(meta, indent=1).encode())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    except OSError as reason:
-        kept = existing(root, LAST)
-        rest = f"go on from {kept[-1]} with --resume" if kept else "train again: there is no earlier one"
-        raise CheckpointError(
-            f"cannot save checkpoint {target}: {reason.strerror or reason}; free space and {rest}"
-        ) from reason
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    kept = existing(root, LAST)
+    rest = f"go on from {kept[-1]} with --resume" if kept else "train again: there is no earlier one"
+    with replacing_folder(target, CheckpointError, remedy=f"free some space and {rest}") as folder:
+        (folder / "tensors.safetensors").write_bytes(data)
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    sweep(root, ".*.partial")
     for old in existing(root, name)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -117,10 +106,3 @@ def load(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {folder}/tensors.safetensors is damaged ({reason}); {remedy}"
         ) from reason
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

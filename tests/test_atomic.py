@@ -1,10 +1,11 @@
 """Files that are there whole or not at all, and what writers leave behind that were killed."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
-from sdgm_edge.runtime.atomic import replacing, sweep
+from sdgm_edge.runtime.atomic import check_place, replacing, replacing_folder, sweep
 
 from sdgm_edge.runtime import StateError
 
@@ -57,3 +58,43 @@ def test_a_link_that_was_left_is_removed_and_what_it_names_stays(tmp_path):
     sweep(tmp_path, ".a.*.partial")
     assert os.listdir(tmp_path) == ["kept"]
     assert os.listdir(tmp_path / "kept") == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices and pipes are files on POSIX alone")
+def test_a_device_or_a_pipe_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/null")):
+        told = "cannot be written: what is there is neither a file nor a folder"
+        with pytest.raises(StateError, match=told):
+            check_place(place, StateError)
+        with pytest.raises(StateError, match=f"{told}; name a file"), replacing(place, StateError):
+            pytest.fail("there is nothing to write to")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_who_may_read_a_file_stays_as_it_was(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a").chmod(0o600)
+    with replacing(tmp_path / "a", StateError) as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
+    with replacing_folder(tmp_path / "made" / "a", StateError) as folder:
+        (folder / "file").write_text("old")
+
+    def fail() -> None:
+        with replacing_folder(tmp_path / "made" / "a", StateError, remedy="do as this says") as folder:
+            (folder / "other").write_text("half")
+            raise OSError(28, "Is full")
+
+    with pytest.raises(StateError, match="cannot be written: Is full; do as this says"):
+        fail()
+    assert [path.name for path in (tmp_path / "made").rglob("*")] == ["a", "file"]
+    with replacing_folder(tmp_path / "made" / "a", StateError) as folder:
+        (folder / "other").write_text("new")
+    assert [path.name for path in (tmp_path / "made").rglob("*")] == ["a", "other"]
