@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sdgm_edge.models import ModelConfig
 
 from .atoms import Reduction
+from .gates import Accuracy
+from .report import VariantExport
 from .screening import Screening
 
 TEMPLATE = """\
@@ -52,30 +53,26 @@ def model_card(
     config: ModelConfig,
     trained_window: int,
     num_parameters: int,
-    default: str,
-    variants: Mapping[str, Mapping[str, Any]],
-    sizes: Mapping[str, int],
-    reference: Mapping[str, Any],
-    mixed: Sequence[str],
-    screened: Mapping[str, Screening],
+    variants: Sequence[VariantExport],
+    reference: Accuracy,
     reduction: Reduction | None,
     model_id: str,
     made_with: Mapping[str, str],
 ) -> str:
-    """Return the text of a bundle's README.md."""
+    """Return the text of a bundle's README.md; the first variant is its default."""
     rows = [
         "| variant | file | MB | bits per byte | word perplexity | loss | parity |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for variant, entry in variants.items():
-        figures, parity = entry["accuracy"], entry["parity"]
+    for variant in variants:
+        figures = variant.accuracy
         rows.append(
-            f"| {variant} | `{entry['file']}` | {sizes[entry['file']] / 1e6:.2f} "
-            f"| {_told(figures['bits_per_byte'], '.4f')} "
-            f"| {_told(figures['word_perplexity'], '.2f')} | {figures['loss_increase']:+.2%} "
-            f"| {parity['logits']:.1e} |"
+            f"| {variant.name} | `{variant.file}` | {variant.num_bytes / 1e6:.2f} "
+            f"| {_told(figures.bits_per_byte, '.4f')} "
+            f"| {_told(figures.word_perplexity, '.2f')} | {figures.loss_increase:+.2%} "
+            f"| {variant.parity.logits:.1e} |"
         )
-    held = ", ".join(f"`{matrix}`" for matrix in mixed)
+    held = ", ".join(f"`{matrix}`" for variant in variants for matrix in variant.at_8_bits)
     return TEMPLATE.format(
         name=name,
         name_in_python=json.dumps(name, ensure_ascii=False),
@@ -92,14 +89,14 @@ def model_card(
         kilobytes=config.state_size * 4 / 1e3,
         pointing=_pointing(config.copy_window, trained_window),
         table="\n".join(rows),
-        default=default,
-        num_bytes=reference["num_bytes"],
-        num_tokens=reference["num_tokens"],
-        sha256=reference["sha256"],
-        reference=f"{_told(reference['bits_per_byte'], '.4f')} bits per byte",
-        steps=next(iter(variants.values()))["parity"]["steps"],
-        mixed=f"In q4, {held} stayed in 8 bits.\n" if mixed else "",
-        screened="".join(map(_screened, screened.items())),
+        default=variants[0].name,
+        num_bytes=reference.num_bytes,
+        num_tokens=reference.num_tokens,
+        sha256=reference.sha256,
+        reference=f"{_told(reference.bits_per_byte, '.4f')} bits per byte",
+        steps=variants[0].parity.steps,
+        mixed=f"In q4, {held} stayed in 8 bits.\n" if held else "",
+        screened="".join(_screened(v.name, v.screened) for v in variants if v.screened),
         reduced="" if reduction is None else f"The trained model has more atoms: {reduction}.\n",
         model_id=model_id,
         made_with=", ".join(f"{package} {version}" for package, version in made_with.items()),
@@ -113,8 +110,7 @@ def _pointing(window: int, trained: int) -> str:
     return f" The head can copy from the last {window:,} tokens{told}."
 
 
-def _screened(entry: tuple[str, Screening]) -> str:
-    variant, s = entry
+def _screened(variant: str, s: Screening) -> str:
     return (
         f"In {variant}, logits come from a preview of rank {s.rank}, of the {s.num_exact} likeliest words "
         f"exact ones: {s.perplexity_increase:+.2%} perplexity against the head read whole.\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from sdgm_edge.models import SDGM
@@ -49,7 +49,7 @@ from .report import ExportReport, VariantExport
 from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
 from .search import Found, mixed_precision
 from .variants import CHUNK, VARIANTS, Variant, build, bundle_config, model_as_held, variant_of
-from .writing import Passed, write_export
+from .writing import Gated, Passed, write_export
 
 MAX_LOSS_INCREASE = 0.01
 BUNDLES = Path("bundles")
@@ -91,25 +91,7 @@ def export_run(
         BundleError: the bundle cannot be written.
     """
     wanted = {variant_of(b).bits for b in bits}
-    if not wanted:
-        raise UsageError("bits: expected at least one of 4, 8, 16, 32, got none; leave it out for 32")
-    if not (math.isfinite(max_loss_increase) and max_loss_increase >= 0):
-        raise UsageError(
-            f"max_loss_increase: expected a share from 0, got {max_loss_increase}; "
-            "0.01 allows 1% more bits per byte"
-        )
-    if head not in HEADS:
-        raise UsageError(f"head: expected {', '.join(HEADS)}, got {head!r}; leave it out for auto")
-    if head == "screened" and not wanted & SCREENED_BITS:
-        raise UsageError(
-            f"head: expected 8 or 4 among the bits for a screened head, got {sorted(wanted)}; "
-            "floats are there to be exact: ask for --bits 8 too, or leave --head out"
-        )
-    if drafts and not wanted & {8, 4}:
-        raise UsageError(
-            f"drafts: expected 8 or 4 among the bits, got {sorted(wanted)}; "
-            "floats can be drafted as they are: leave --drafts out"
-        )
+    _check_request(wanted, head, drafts, max_loss_increase)
     folder = newest_run() if run_path is None else Path(run_path)
     run = load_run(folder)
     trained_window = run.config.copy_window
@@ -141,45 +123,69 @@ def export_run(
         progress("putting atoms in the order of their strength")
         run = strongest_first(run, atoms)
     assert isinstance(run.model, SDGM)
-    gates = _Gates(run, run.model, head, max_loss_increase, force, progress)
     variants = [variant for variant in VARIANTS.values() if variant.bits in wanted]
+    reach = None
     if drafts:
         progress("looking how far activations reach")
-        gates.reach, gates.eight = find_reach(run.model), "rows8"
-        variants = [variant.by_rows() for variant in variants]
-    if atoms is not None:
-        gates.whole = whole
-    passed = gates.pass_all(variants)
-    progress(f"writing {target}")
-    return write_export(
-        target,
-        name,
+        reach, variants = find_reach(run.model), [variant.by_rows() for variant in variants]
+    gates = _Gates(
         run,
-        passed,
-        reference=gates.reference,
-        reduction=gates.reduction,
-        trained_window=trained_window,
-        loop=loop,
+        run.model,
+        head=head,
+        limit=max_loss_increase,
+        force=force,
+        progress=progress,
+        reach=reach,
+        whole=None if atoms is None else whole,
     )
+    gated = gates.pass_all(variants)
+    progress(f"writing {target}")
+    return write_export(target, name, run, gated, trained_window=trained_window, loop=loop)
+
+
+def _check_request(wanted: Collection[int], head: str, drafts: bool, max_loss_increase: float) -> None:
+    """Raise UsageError for what makes no sense whatever the run is."""
+    if not wanted:
+        raise UsageError("bits: expected at least one of 4, 8, 16, 32, got none; leave it out for 32")
+    if not (math.isfinite(max_loss_increase) and max_loss_increase >= 0):
+        raise UsageError(
+            f"max_loss_increase: expected a share from 0, got {max_loss_increase}; "
+            "0.01 allows 1% more bits per byte"
+        )
+    if head not in HEADS:
+        raise UsageError(f"head: expected {', '.join(HEADS)}, got {head!r}; leave it out for auto")
+    if head == "screened" and SCREENED_BITS.isdisjoint(wanted):
+        raise UsageError(
+            f"head: expected 8 or 4 among the bits for a screened head, got {sorted(wanted)}; "
+            "floats are there to be exact: ask for --bits 8 too, or leave --head out"
+        )
+    if drafts and not {8, 4} & set(wanted):
+        raise UsageError(
+            f"drafts: expected 8 or 4 among the bits, got {sorted(wanted)}; "
+            "floats can be drafted as they are: leave --drafts out"
+        )
 
 
 class _Gates:
     """What every variant of one run is held to."""
 
-    eight: Precision = "q8"
-    """How a matrix is held that must be raised from 4 bits."""
-    reach: Mapping[str, float] | None = None
-    """By matrix, how far activations reach that are rounded in fixed steps."""
-    whole: SDGM | None = None
-    """The model with all its atoms, where some are left out."""
-    reduction: Reduction | None = None
-    """What that loses, once it is known."""
-
     def __init__(
-        self, run: Run, model: SDGM, head: str, limit: float, force: bool, progress: Callable[[str], None]
+        self,
+        run: Run,
+        model: SDGM,
+        *,
+        head: str,
+        limit: float,
+        force: bool,
+        progress: Callable[[str], None],
+        reach: Mapping[str, float] | None,
+        whole: SDGM | None,
     ) -> None:
+        """`reach`: by matrix, how far activations reach, where they are rounded in fixed steps. `whole`: the
+        model with all its atoms, where some are left out."""
         self.run, self.model, self.head, self.limit = run, model, head, limit
-        self.force, self.progress = force, progress
+        self.force, self.progress, self.reach, self.whole = force, progress, reach, whole
+        self.eight: Precision = "q8" if reach is None else "rows8"  # for a matrix raised from 4 bits
         self.config = run.config
         self.weights = weights_of(model)
         self.tokenizer = Tokenizer.load(run.tokenizer_path)
@@ -189,7 +195,7 @@ class _Gates:
         self.prompt_ids = self.tokenizer.encode(golden_prompt(run.heldout))
         self.sizes = bundle_config(self.config)
 
-    def pass_all(self, variants: list[Variant]) -> list[Passed]:
+    def pass_all(self, variants: list[Variant]) -> Gated:
         """Build all variants and hold them to the gates; float32 is always built, to be the reference."""
         float32 = VARIANTS[32]
         graph = build(self.config, self.weights, float32.plan(self.weights))
@@ -198,13 +204,12 @@ class _Gates:
         parity = check_parity(float32, self.model, engine)
         self.progress(f"fp32: scoring {len(self.tokens)} held-out tokens")
         reference = self._score(engine, float32)
-        self.reference = accuracy(reference, reference, self.limit)
-        if self.whole is not None:
-            self.reduction = self._reduction(self.whole, reference)
+        own = accuracy(reference, reference, self.limit)
+        reduction = None if self.whole is None else self._reduction(self.whole, reference)
         passed, failures = [], []
         for variant in variants:
             if variant is float32:
-                passed.append(self._passed(variant, graph, engine, parity, self.reference, (), None))
+                passed.append(self._passed(variant, graph, engine, parity, own, (), None))
                 continue
             try:
                 passed.append(self._pass(variant, reference))
@@ -213,7 +218,7 @@ class _Gates:
         if failures:
             kind = ParityError if any(isinstance(f, ParityError) for f in failures) else type(failures[0])
             raise kind("; and ".join(map(str, failures)))
-        return passed
+        return Gated(tuple(passed), own, reduction)
 
     def _reduction(self, whole: SDGM, reference: Score) -> Reduction:
         weights, float32 = weights_of(whole), VARIANTS[32]

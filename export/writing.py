@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,22 @@ class Passed:
     """What it says after the golden prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """All variants that were asked for, and what they are told beside."""
+
+    passed: tuple[Passed, ...]
+    reference: Accuracy
+    """Float32 on the held-out text."""
+    reduction: Reduction | None
+    """Of the atoms, where there were more."""
+
+
 def write_export(
-    target: Path,
-    name: str,
-    run: Run,
-    passed: Sequence[Passed],
-    *,
-    reference: Accuracy,
-    reduction: Reduction | None,
-    trained_window: int,
-    loop: bool,
+    target: Path, name: str, run: Run, gated: Gated, *, trained_window: int, loop: bool
 ) -> ExportReport:
     """Write the bundle, whole or not at all. The first variant is the one that runs by default.
 
-    `reference`: float32 on the held-out text. `reduction`: of the atoms, where there were more.
     `trained_window`: over how many tokens the head looked back in training. `loop`: write `generate.onnx`.
 
     Raises:
@@ -66,7 +68,7 @@ def write_export(
     sizes, tokenizer = bundle_config(run.config), Tokenizer.load(run.tokenizer_path)
     config_json, tokenizer_json = encode_json(sizes._asdict()), run.tokenizer_path.read_bytes()
     model_id, made_with = _identity(config_json, tokenizer_json, weights_of(run.model)), _versions()
-    prompt = golden_prompt(run.heldout)
+    prompt, passed = golden_prompt(run.heldout), gated.passed
     ids, told = tokenizer.encode(prompt), [p.told for p in passed]
     graphs = {p.told.file: p.graph for p in passed}
     variants = {
@@ -83,13 +85,9 @@ def write_export(
         config=run.config,
         trained_window=trained_window,
         num_parameters=run.model.num_parameters,
-        default=told[0].name,
-        variants=variants,
-        sizes={v.file: v.num_bytes for v in told},
-        reference=reference.to_dict(),
-        mixed=[matrix for v in told for matrix in v.at_8_bits],
-        screened={v.name: v.screened for v in told if v.screened},
-        reduction=reduction,
+        variants=told,
+        reference=gated.reference,
+        reduction=gated.reduction,
         model_id=model_id,
         made_with=made_with,
     )
@@ -119,7 +117,7 @@ def write_export(
         num_parameters=run.model.num_parameters,
         atoms=atoms_record(run.config, {p.told.name: p.graph for p in passed}),
     )
-    return ExportReport(target, name, model_id, told[0].name, reference, reduction, tuple(told))
+    return ExportReport(target, name, model_id, told[0].name, gated.reference, gated.reduction, tuple(told))
 
 
 def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
