@@ -21,13 +21,13 @@ _PATIENCE = 1.0  # seconds in which a person needs no bar
 
 
 def print_json(result: object) -> None:
-    """A result for a machine: one JSON document on stdout."""
-    print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+    """A result for a machine: one JSON document on stdout, in ASCII, so that no encoding can spoil it."""
+    print(json.dumps(result, indent=2, allow_nan=False))
 
 
 def print_json_line(result: object) -> None:
     """One result of several for a machine: a JSON document in one line."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
+    print(json.dumps(result, allow_nan=False), flush=True)
 
 
 def print_table(
@@ -137,11 +137,14 @@ def training_progress(name: object) -> "Iterator[Callable[[TrainingProgress], No
 
         def show(now: "TrainingProgress") -> None:
             nonlocal told
-            figures = f"loss {now.loss:.3f}"
-            if now.tokens_per_second:  # not known of the first steps
-                figures += f" · {now.tokens_per_second:,.0f} tokens/s"
+            known = []  # of the first steps not all is
+            if now.loss is not None:
+                known.append(f"loss {now.loss:.3f}")
+            if now.tokens_per_second:
+                known.append(f"{now.tokens_per_second:,.0f} tokens/s")
             if now.valid_word_perplexity is not None:
-                figures += f" · validation word perplexity {now.valid_word_perplexity:.1f}"
+                known.append(f"validation word perplexity {now.valid_word_perplexity:.1f}")
+            figures = " · ".join(known)
             bars.update(task, completed=now.step, total=now.total_steps, figures=figures)
             if not interactive and (time.monotonic() - told > 30 or now.step == now.total_steps):
                 told = time.monotonic()
