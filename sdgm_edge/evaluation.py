@@ -70,12 +70,19 @@ def _read(
     total, window = 0.0, _window(model, len(starts))
     for begin in range(0, length, window):
         count = min(window, length - begin)
-        places = starts[:, None] + begin + np.arange(count + 1)
-        block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(state.device).T
+        block_TB = _block(tokens, starts + begin, count + 1, state.device)
         features = model.features(block_TB[:-1], state)
         state = features.state_BS
         total += float(vocabulary_nll(features, model, block_TB[1:]))
     return total, state
+
+
+def _block(
+    tokens: NDArray[np.integer], starts: NDArray[np.integer], length: int, device: torch.device
+) -> torch.Tensor:
+    """Return the `length` tokens from each of `starts` on, (T, B)."""
+    places = starts[:, None] + np.arange(length)
+    return torch.from_numpy(tokens[places].astype(np.int64)).to(device).T
 
 
 def _window(model: LanguageModel, lanes: int) -> int:
@@ -91,10 +98,9 @@ def mixing_sample(
     """Return about `count` mixing vectors, (N, M), of the model at places of a text chosen by `seed`."""
     window = min(model.config.window, len(tokens))
     starts = np.random.default_rng(seed).integers(0, len(tokens) - window + 1, max(1, count * 2 // window))
-    block = torch.from_numpy(tokens[starts[:, None] + np.arange(window)].astype(np.int64))
     state = model.initial_state(len(starts))
     with _evaluating(model):
-        mixing_TBM = model.features(block.to(state.device).T, state).mixing_TBM
+        mixing_TBM = model.features(_block(tokens, starts, window, state.device), state).mixing_TBM
     settled = mixing_TBM[window // 2 :].flatten(0, 1)  # the first half only warms the atoms up
     vectors: NDArray[np.float32] = settled.float().cpu().numpy()
     return vectors
@@ -105,8 +111,8 @@ def reconstruction_cosine(model: LanguageModel, tokens: NDArray[np.integer]) -> 
     state, total, window = model.initial_state(1), 0.0, _window(model, 1)
     with _evaluating(model):
         for begin in range(0, len(tokens), window):
-            ids = torch.from_numpy(tokens[begin : begin + window].astype(np.int64)).to(state.device)
-            features = model.features(ids[:, None], state)
+            count = min(window, len(tokens) - begin)
+            features = model.features(_block(tokens, np.array([begin]), count, state.device), state)
             state = features.state_BS
             rebuilt, embedded = features.rebuilt_TBD.float(), features.embedded_TBD.float()
             total += float(torch.nn.functional.cosine_similarity(rebuilt, embedded, -1).sum())
@@ -128,9 +134,9 @@ def overlapping_nll(model: LanguageModel, tokens: NDArray[np.integer], lanes: in
         total = _read(model, tokens, np.zeros(1, np.int64), min(half, num_scored), model.initial_state(1))[0]
         for begin in batches:
             length = min(2 * half, num_scored - int(begin[0]))
-            places = begin[:, None] + np.arange(length + 1)
-            block_TB = torch.from_numpy(tokens[places].astype(np.int64)).to(model.embedding.weight.device).T
-            state = model.features(block_TB[:half], model.initial_state(len(begin))).state_BS
+            state = model.initial_state(len(begin))
+            block_TB = _block(tokens, begin, length + 1, state.device)
+            state = model.features(block_TB[:half], state).state_BS
             scored = model.features(block_TB[half:-1], state)
             total += float(vocabulary_nll(scored, model, block_TB[1 + half :]))
     return total
