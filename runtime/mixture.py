@@ -159,7 +159,7 @@ class Mixture:
                     f"steer: expected a component from 0 to {self.num_components - 1}, got {component}; "
                     "`sdgm-edge inspect --mixture` tells what each stands for"
                 )
-        if all(factors.get(component) == 0 for component in range(self.num_components)):
+        if all(factors.get(component) == 0 for component in np.flatnonzero(self.weights_G).tolist()):
             raise ParameterError(
                 f"steer: expected a component that can be drawn, got {dict(factors)}; "
                 "give one of them a factor above 0"

@@ -66,6 +66,8 @@ def onnxruntime() -> Any:
     except ModuleNotFoundError as e:
         raise ProviderError(f"onnxruntime is not installed; type: {INSTALL}") from e
     except ImportError as e:
+        if isinstance(e.__cause__, KeyboardInterrupt):  # its C code met a Ctrl-C
+            raise e.__cause__ from None
         raise ProviderError(
             f"onnxruntime cannot be loaded: {line(e)}; type: {INSTALL} --force-reinstall"
         ) from e
@@ -191,8 +193,12 @@ def _options(ort: Any, threads: int) -> Any:
 
 def _session(ort: Any, graph: Path | bytes, where: object, providers: list[str], options: Any) -> Any:
     source = str(graph) if isinstance(graph, Path) else graph
+    # CUDA takes TF32 for float32 unless told not to, of whose 24 bits it reads 11.
+    settings = [{"use_tf32": "0"} if name == CUDA else {} for name in providers]
     try:
-        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(
+            source, options, providers=providers, provider_options=settings, enable_fallback=0
+        )
     except Exception as e:  # ONNX Runtime raises a dozen unrelated classes
         raise BundleError(f"{where}: ONNX Runtime refuses the graph: {line(e)}; {AGAIN}") from e
     session.disable_fallback()

@@ -102,6 +102,11 @@ def test_steering_pins_a_component():
     assert drawn(50, steer=np.int64(2), mode="prior")[0].tolist() == [0, 0, 50]
 
 
+def test_components_that_are_never_drawn_are_no_way_out_of_steering():
+    with pytest.raises(ParameterError, match="expected a component that can be drawn"):
+        Mixture([1.0, 0.0], np.zeros((2, M)), np.ones((2, M))).check_steer({0: 0.0})
+
+
 def test_steering_away_from_the_only_likely_component_finds_the_next():
     counts, _ = drawn(50, c=np.eye(G, M)[0] * 1000, steer={0: 0.0})
     assert counts[0] == 0

@@ -34,9 +34,11 @@ def machine(monkeypatch):
     """Pretend that ONNX Runtime lists `available`, and that sessions get `has` (or fail with it)."""
 
     def pretend(available, has):
-        def make(graph, options, providers, **kwargs):
+        def make(graph, options, providers, provider_options, **kwargs):
             if isinstance(has, Exception) and CUDA in providers:
                 raise has
+            told = dict(zip(providers, provider_options, strict=True))
+            assert told.get(CUDA, {"use_tf32": "0"}) == {"use_tf32": "0"}, "float32 is to be float32"
             return FakeSession(
                 [p for p in providers if p in (CPU, *([] if isinstance(has, Exception) else has))]
             )
@@ -89,6 +91,19 @@ def test_a_missing_onnxruntime_gives_the_line_to_type(monkeypatch):
             ProviderError, match=r"^onnxruntime is not installed; type: pip install 'sdgm-edge\[cpu\]'$"
         ):
             open_graph(GRAPH, "m")
+    finally:
+        onnxruntime.cache_clear()
+
+
+def test_ctrl_c_while_it_is_imported_is_ctrl_c(monkeypatch):
+    def interrupted(name):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    onnxruntime.cache_clear()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            onnxruntime()
     finally:
         onnxruntime.cache_clear()
 
