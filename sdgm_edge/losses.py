@@ -164,6 +164,7 @@ def vocabulary_nll(
     return total
 
 
+@uncompiled  # which would make it anew in every step
 @functools.lru_cache(maxsize=8)
 def _stft_basis(num_steps: int, device: torch.device) -> Tensor:
     """Return the STFT of a window of that length as one matrix, (T, 2·bins·frames): it is linear."""

@@ -1,12 +1,15 @@
 """What `torch.compile` is kept out of, and that nothing loads the compiler before it is asked for."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from sdgm_edge.models import uncompiled
+from sdgm_edge.config import load_config
+from sdgm_edge.losses import Objective
+from sdgm_edge.models import build_model, uncompiled
 
 
 @pytest.mark.parametrize("called_first", [False, True])
@@ -46,6 +49,30 @@ def test_what_surrounds_a_function_is_compiled():
 
     torch.compile(lambda x: loop(x.cos()).sin(), backend=backend)(torch.ones(3))
     assert compiled == [["cos"], ["sin"]]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch itself
+@pytest.mark.parametrize(
+    ("preset", "model"), [("edge-nano", {}), ("edge-nano", {"copy_window": 8}), ("paper", {"copy_window": 8})]
+)
+def test_a_step_of_training_is_the_same_compiled(preset, model):
+    sizes = {"width": 16, "num_atoms": 8, "window": 16}
+    run = load_config(preset=preset, model={**sizes, **model}, training={"num_components": 3})
+    torch.manual_seed(0)
+    objective = Objective(build_model(dataclasses.replace(run.model, vocab_size=40)), run.loss, 3).train()
+    ids, state = torch.randint(40, (4, 17)), objective.model.initial_state(4)
+
+    def step():
+        torch.manual_seed(1)
+        objective.zero_grad()
+        terms, _ = objective(ids[:, :-1], ids[:, 1:], state)
+        terms.loss.backward()
+        return [terms.loss.detach(), *(p.grad.clone() for p in objective.parameters() if p.grad is not None)]
+
+    plain = step()
+    objective.compile(backend="aot_eager")
+    torch.testing.assert_close(step(), plain, atol=1e-5, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"], "something was compiled"
 
 
 def test_importing_does_not_load_the_compiler():
