@@ -21,6 +21,7 @@ from .errors import BundleError, ProviderError, SdgmError
 from .manifest import BundleConfig
 from .providers import TIDY, Opened, line, onnxruntime, open_graph
 
+_STEP, _MIXING = ["logits", "next_state"], ["mixing", "next_state"]
 _MANY_LOGITS = 1 << 20
 """More of them are not kept room for."""
 _HAS_ARENA = sys.maxsize > 1 << 32
@@ -117,7 +118,7 @@ class Engine:
         if start:
             feeds["start"] = np.array(start, np.int64)
         many = (len(ids) - start) * self.config.vocab_size > _MANY_LOGITS and _HAS_ARENA
-        logits_BTV, state = self._run(_STEP, feeds, *[self._tidy] * many)
+        logits_BTV, state = self._run(_STEP, feeds, self._tidy if many else None)
         return logits_BTV[0], state
 
     def differs(self, most: int) -> float:
@@ -151,10 +152,10 @@ class Engine:
         mixing_BTM, state = self._run(_MIXING, {"ids": np.array([ids], np.int64), "state": state})
         return mixing_BTM[0], state
 
-    def _run(self, outputs: list[str], feeds: dict[str, Any], *options: Any) -> list[Any]:
+    def _run(self, outputs: list[str], feeds: dict[str, Any], options: Any = None) -> list[Any]:
         try:
             if self._device is None:
-                return self._session.run(outputs, feeds, *options)  # type: ignore[no-any-return]
+                return self._session.run(outputs, feeds, options)  # type: ignore[no-any-return]
             return self._run_on_device(outputs, feeds)
         except Exception as e:  # ONNX Runtime raises a dozen unrelated classes
             raise self._failure(e) from e
@@ -225,6 +226,3 @@ def _difference(a: Floats, b: Floats) -> float:
         return 0.0
     with np.errstate(invalid="ignore"):
         return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
-
-
-_STEP, _MIXING = ["logits", "next_state"], ["mixing", "next_state"]

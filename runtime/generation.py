@@ -172,6 +172,8 @@ class Stream(Iterator[str]):
         sampler = Sampler(params, session.vocab_size, session.tokens)
         self._continues = session.position > 0
         text, removed, draw, drafter = self._text(), self._removed, self._draw(), self._drafter
+        if draw is None:
+            session.unblend()  # of a text that was steered and then rewound
         for step in range(params.max_new_tokens):
             if not whole or (self._cancel is not None and self._cancel()):
                 self._finish_reason = "cancelled"

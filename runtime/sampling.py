@@ -141,7 +141,7 @@ class Sampler:
         """Apply all that changes single logits, in the sampler's own buffer."""
         x_V = self._buffer_V
         np.copyto(x_V, logits_V)
-        if self._window is not None:
+        if self._window is not None and allowed is None:  # a word that is completed is no repetition
             if self._penalty != 1:
                 # A logit counts from that of the uniform distribution: its sign then means something, whether
                 # or not the graph has normalised. All is read before it is written: repeated ids count once.

@@ -138,6 +138,8 @@ class Session:
 
     def push(self, token: int) -> bool:
         """Append one token that a sampler chose; true where it had been looked ahead to."""
+        if not 0 <= token < self._engine.config.vocab_size:
+            self._checked([token])
         ahead = self._ahead
         if ahead is None or ahead.ids[0] != token:
             self._append([token])
@@ -229,9 +231,10 @@ class Session:
 
     def unblend(self) -> None:
         """Take back what `blend` did, where no token came of it."""
-        state, ids, _ = self._segments[-1]
-        self._segments[-1] = Segment(state, ids)
-        self._after = self._logits_V = self._ahead = None
+        state, ids, blend = self._segments[-1]
+        if blend is not None:
+            self._segments[-1] = Segment(state, ids)
+            self._after = self._logits_V = self._ahead = None
 
     def save(self, path: str | Path, *, history: int = SAVED_HISTORY) -> None:
         """Write the state file: some kilobytes, bound to the model, replaced as a whole or not at all.
@@ -245,7 +248,8 @@ class Session:
                 break
             kept.insert(0, segment)
         runs, state_S = [segment.ids for segment in kept], self._engine.download(kept[0].state)
-        recent = list(self._recent)[-RECENT - history :]  # as many are left after it was rewound
+        held = sum(map(len, runs))  # as many tokens it can be rewound by, and RECENT are left then
+        recent = list(self._recent)[-RECENT - max(history, held) :]
         saved = Saved(self._position, state_S, runs, recent, kept[-1].blend)
         write_state(Path(path), self.identity, saved)
 

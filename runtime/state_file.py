@@ -69,7 +69,7 @@ def read_state(path: Path, identity: Identity, config: BundleConfig) -> Saved:
         StateError: it is missing, damaged, of another version, or of another model.
     """
     again = "save the session again"
-    most = config.state_size + 2 * (MOST_HISTORY + config.chunk) + RECENT + MOST_HISTORY + config.mixing_size
+    most = config.state_size + 3 * (MOST_HISTORY + config.chunk) + RECENT + config.mixing_size
     data = _read(path, _HEADER.size + 4 * most + _DIGEST)
     if data[: len(_MAGIC)] != _MAGIC:
         raise StateError(f"{path}: not a state file: expected {_MAGIC!r}, got {data[:8]!r}; check the path")

@@ -135,9 +135,9 @@ def test_room_for_many_logits_is_given_back(engine, monkeypatch):
         def __init__(self, session):
             self.session, self.options = session, []
 
-        def run(self, outputs, feeds, *options):
-            self.options.append([o.get_run_config_entry(TIDY[0]) for o in options])
-            return self.session.run(outputs, feeds, *options)
+        def run(self, outputs, feeds, options):
+            self.options.append(options and options.get_run_config_entry(TIDY[0]))
+            return self.session.run(outputs, feeds, options)
 
     monkeypatch.setattr(engine, "_session", session := Recorded(engine._session))
     few, _ = engine.all([1, 2, 3], engine.zeros())
@@ -145,7 +145,7 @@ def test_room_for_many_logits_is_given_back(engine, monkeypatch):
     many, _ = engine.all([1, 2, 3], engine.zeros())
     engine.all([1, 2, 3], engine.zeros(), 1)
     engine.last([1, 2, 3], engine.zeros())
-    assert session.options == [[], [TIDY[1]], [], []]
+    assert session.options == [None, TIDY[1], None, None]
     np.testing.assert_array_equal(many, few)
 
 
@@ -170,7 +170,7 @@ def failing_cuda(request, monkeypatch):
     """Pretend that CUDA starts and then fails to run a graph, or to take a state; told is what it says."""
     real = onnxruntime()
 
-    def make(graph, options, providers, **kwargs):
+    def make(graph, options, providers, provider_options, **kwargs):
         session = real.InferenceSession(graph, options, providers=[CPU], **kwargs)
         return OnCuda(session) if CUDA in providers else session
 

@@ -309,6 +309,17 @@ def test_a_text_that_fails_leaves_the_session_as_it_was(gen):
         np.testing.assert_array_equal(session.state, before.state)
 
 
+def test_what_was_steered_and_rewound_is_gone_on_with_plainly(gen):
+    session, plain = gen.session(), gen.session()
+    for one in (session, plain):
+        one.feed(PROMPT)
+    steered = gen.generate(None, session=session, max_new_tokens=4, prior_strength=1.0, seed=3)
+    session.rewind(len(steered.tokens))
+    texts = [gen.generate(None, session=one, max_new_tokens=8, temperature=0) for one in (session, plain)]
+    assert texts[0].tokens == texts[1].tokens
+    np.testing.assert_array_equal(session.logits, plain.logits)
+
+
 def test_a_session_of_another_model_or_variant_is_refused(gen, path, tmp_path):
     other = Generator.load(tiny.write(tmp_path / "other", model_id="f" * 64), providers="cpu")
     for wrong in (other, Generator.load(path, "int8", providers="cpu")):

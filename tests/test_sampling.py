@@ -362,6 +362,13 @@ def test_no_ngram_occurs_twice():
     assert max(Counter(pairwise(text)).values()) == 1
 
 
+def test_a_word_that_is_completed_is_no_repetition():
+    rules = {"no_repeat_ngram_size": 1, "repetition_penalty": 10.0, "temperature": 0}
+    assert tokens(LOGITS, 1, context_ids=range(6), allowed=np.array([2, 4]), **rules) == [
+        2 if LOGITS[2] >= LOGITS[4] else 4
+    ]
+
+
 def test_bias_and_bans():
     assert tokens(LOGITS, 1, temperature=0, logit_bias={4: 50}) == [4]
     assert 1 not in tokens(LOGITS, 200, seed=1, banned_tokens=[1])

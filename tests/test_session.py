@@ -256,6 +256,26 @@ def test_a_loaded_session_remembers_as_many_however_far_it_is_rewound(gen, tmp_p
     assert loaded.tokens == ids[1500 - RECENT : 1500]
 
 
+def test_a_loaded_session_remembers_as_many_also_where_it_can_be_rewound_further_than_asked(gen, tmp_path):
+    chunk = gen.engine.chunk
+    session = gen.session(history=2 * chunk)
+    session.feed(i % 300 for i in range(chunk * (2 + RECENT // chunk)))
+    session.save(tmp_path / "s", history=3)
+    loaded = gen.load_session(tmp_path / "s")
+    for one in (session, loaded):
+        one.rewind(chunk - 2)
+    assert loaded.tokens == session.tokens
+    assert len(loaded.tokens) == RECENT
+
+
+def test_a_token_that_is_none_of_the_model_is_refused(gen):
+    session = gen.session()
+    for token in (-1, gen.vocab_size):
+        with pytest.raises(ParameterError, match=f"expected ids from 0 to {gen.vocab_size - 1}, got {token}"):
+            session.push(token)
+    same(session, gen.session())
+
+
 def test_a_prompt_of_a_million_tokens_is_read_lazily(gen):
     served = 0
 
