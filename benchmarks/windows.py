@@ -13,7 +13,6 @@ from pathlib import Path
 
 from atoms import ROUNDS, measure
 
-from sdgm_edge.console import cache_folder
 from sdgm_edge.export import export_run
 from sdgm_edge.run import read_run_config
 from sdgm_edge.runtime import Generator, SdgmError, pinned
@@ -48,7 +47,7 @@ def main() -> None:
         try:
             M = read_run_config(options.run).model.copy_window
             windows = options.windows or [max(1, M // 2), M, 2 * M, 4 * M]
-            text = read_text([options.text], cache_folder())
+            text = read_text([options.text])
             gens = exported(options.run, windows, options.bits, Path(folder))
         except SdgmError as reason:
             parser.exit(2, f"error: {reason}\n")

@@ -66,7 +66,7 @@ def _inspect_mixture(bundle: Path, texts: list[str] | None, as_json: bool) -> No
     if (components := generator.bundle.mixture) is None:
         raise BundleError(f"{bundle}: expected a mixture, got a bundle without gmm.npz; train with a prior")
     if texts:
-        text = read_text(texts, console.cache_folder())
+        text = read_text(texts)
     else:
         made_up = [
             generator.generate(None, max_new_tokens=512, temperature=1.0, top_p=1.0, seed=seed)

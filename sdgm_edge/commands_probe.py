@@ -104,7 +104,7 @@ def generation(
         top_p=top_p,
         seed=seed,
     )
-    text = read_text(texts, console.cache_folder())
+    text = read_text(texts)
     scorer = None if judge is None else open_scorer(judge)
     with ExitStack() as stack:
         bundle = model

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from sdgm_edge.runtime import CorpusError, replacing
@@ -131,9 +132,11 @@ def open_documents(sources: Sequence[str | os.PathLike[str]], spool: Path) -> li
     return list(documents.values())
 
 
-def read_text(sources: Sequence[str | os.PathLike[str]], spool: Path) -> str:
+def read_text(sources: Sequence[str | os.PathLike[str]]) -> str:
     """The whole text of `sources`, one document after the other. Raises CorpusError."""
-    return "".join(chain.from_iterable(document.pieces() for document in open_documents(sources, spool)))
+    with TemporaryDirectory() as spool:
+        documents = open_documents(sources, Path(spool))
+        return "".join(chain.from_iterable(document.pieces() for document in documents))
 
 
 def content_key(documents: Iterable[Document]) -> str:
@@ -190,17 +193,23 @@ def _find(source: str, spool: Path) -> Iterator[tuple[str, Reader]]:
         for topic, text in sorted(_embedded().items()):
             yield f"{EMBEDDED}/{topic}", partial(io.BytesIO, text.encode())
     elif path.is_dir():
-        yield from _search(path)
+        if not (texts := list(_search(path))):
+            raise CorpusError(
+                f"{path}: no text file in this folder, expected {', '.join(SUFFIXES)} (or these with .gz); "
+                f"for other names give a glob such as '{path}/**/*.py'"
+            )
+        yield from texts
     elif path.is_file():
         yield source, partial(_open_file, path)
     elif _is_pipe(path):
         yield source, partial(_open_file, _spool_pipe(path, spool))
     elif glob.has_magic(source):
-        matches = sorted(glob.glob(source, recursive=True))
-        if not matches:
+        texts = []
+        for match in sorted(glob.glob(source, recursive=True)):  # of folders, some may hold no text
+            texts += _search(Path(match)) if Path(match).is_dir() else _find(match, spool)
+        if not texts:
             raise CorpusError(f"{source} matches no file; check the pattern, from the folder {Path.cwd()}")
-        for match in matches:
-            yield from _find(match, spool)
+        yield from texts
     else:
         raise CorpusError(
             f"{source}: no such file or folder; check the path ({EMBEDDED} is the embedded text)"
@@ -208,8 +217,6 @@ def _find(source: str, spool: Path) -> Iterator[tuple[str, Reader]]:
 
 
 def _search(folder: Path) -> Iterator[tuple[str, Reader]]:
-    found = False
-
     def refuse(error: OSError) -> None:
         why = error.strerror or error
         raise CorpusError(f"{error.filename} cannot be read: {why}; check its permissions") from error
@@ -218,13 +225,7 @@ def _search(folder: Path) -> Iterator[tuple[str, Reader]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if name.lower().removesuffix(".gz").endswith(SUFFIXES) and not name.startswith("."):
-                found = True
                 yield os.path.join(root, name), partial(_open_file, Path(root, name))
-    if not found:
-        raise CorpusError(
-            f"{folder}: no text file in this folder, expected {', '.join(SUFFIXES)} (or these with .gz); "
-            f"for other names give a glob such as '{folder}/**/*.py'"
-        )
 
 
 def _embedded() -> dict[str, str]:

@@ -2,6 +2,7 @@ import gzip
 import io
 import os
 import sys
+import tempfile
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdgm_edge import sources
 from sdgm_edge.runtime import CorpusError
-from sdgm_edge.sources import Document, content_key, lasting, open_documents
+from sdgm_edge.sources import Document, content_key, lasting, open_documents, read_text
 from sdgm_edge.tokenization import train_bpe
 
 
@@ -51,6 +52,25 @@ def test_glob_takes_what_it_matches_each_file_once(tmp_path: Path, monkeypatch: 
     (tmp_path / "x.py").write_text("x\n")
     (tmp_path / "deep/y.py").write_text("y\n")
     assert text_of(open_documents(["**/*.py", "x.py", str(tmp_path / "x.py")], tmp_path)) == "y\nx\n"
+
+
+def test_a_text_that_is_only_read_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"private")))
+    assert read_text(["-"]) == "private"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_glob_passes_over_folders_without_text(tmp_path: Path) -> None:
+    for name in ("pictures/a.png", "deep/x.txt", "y.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for pattern in ("*", "**", "**/*"):
+        matched = open_documents([f"{tmp_path}/{pattern}", tmp_path / "y.txt"], tmp_path)
+        assert {Path(document.name).name for document in matched} >= {"x.txt", "y.txt"}
+    with pytest.raises(CorpusError, match="matches no file"):
+        open_documents([f"{tmp_path}/pic*"], tmp_path)
 
 
 def test_name_with_glob_characters_is_a_name_first(tmp_path: Path) -> None:
