@@ -88,7 +88,7 @@ class Editor:
 
     def __init__(self, path: Path, generator: Generator) -> None:
         self.path, self._suggester = path, Suggester(generator)
-        text = path.read_text("utf-8") if path.exists() else ""
+        text = path.read_bytes().decode() if path.exists() else ""  # its line ends as they are
         area = TextArea(text, scrollbar=True, input_processors=[AppendAutoSuggestion()])
         self.buffer: Buffer = area.buffer
         self.buffer.cursor_position = len(text)
@@ -161,8 +161,11 @@ class Editor:
 
         @keys.add("c-s")
         def _(event: KeyPressEvent) -> None:
-            self.path.write_text(self.buffer.text, "utf-8")
-            self._status = f"{self.path}   saved"
+            try:
+                self.path.write_bytes(self.buffer.text.encode())
+                self._status = f"{self.path}   saved"
+            except OSError as reason:
+                self._status = f"{self.path}   not saved: {reason.strerror}"
 
         @keys.add("c-q")
         def _(event: KeyPressEvent) -> None:

@@ -40,7 +40,7 @@ def generate(
         typer.Option(
             "--model",
             "-m",
-            help="A bundle. Default: the newest under bundles/, else the one that came with it.",
+            help="A bundle. Default: the newest under bundles/, else wikitext-2, which came with it.",
         ),
     ] = None,
     prompt: Annotated[
@@ -183,12 +183,14 @@ def _write(
     stream = generator.stream(prompt, session=session, **options)
     if session is not None and state is not None:
         session.save(state)  # a place that cannot be written is told before anything is generated
-    for piece in stream:
-        if not silent:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    if session is not None and state is not None:
-        session.save(state)
+    try:
+        for piece in stream:
+            if not silent:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    finally:  # what was said is kept, also where nobody reads on
+        if session is not None and state is not None:
+            session.save(state)
     if not silent and sys.stdout.isatty():
         print()  # elsewhere stdout holds the text and nothing else
     return stream.generation

@@ -68,12 +68,12 @@ def footprint(
         atoms=atoms,
     )
     above = [line for variant in measured.variants for line in _above(variant, limits)]
-    if chart is not None:
-        _draw(measured, chart)
     if as_json:
         console.print_json({**measured.to_dict(), "limits": limits, "above_limits": above})
     else:
         _print(measured, markdown)
+    if chart is not None:
+        _draw(measured, chart)
     if above:
         for line in above:
             print(f"{bundle}: {line}", file=sys.stderr)
@@ -187,7 +187,7 @@ def _mb(size: int | None) -> float | str:
 
 def _check_chart(path: Path) -> None:
     """Refuse before anything is measured what could not be drawn after."""
-    from sdgm_edge.runtime import UsageError
+    from sdgm_edge.runtime import MeasureError, UsageError, check_place
 
     try:
         from matplotlib.figure import Figure
@@ -200,6 +200,7 @@ def _check_chart(path: Path) -> None:
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise UsageError(f"--chart: expected a file *.png or *.svg, got {str(path)!r}; name it so")
+    check_place(path, MeasureError)
 
 
 def _draw(measured: "Footprint", path: Path) -> None:

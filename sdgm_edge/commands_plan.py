@@ -1,6 +1,7 @@
 """The command that finds a model for a device. What `cli.py` says of commands holds here too."""
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +33,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Write the config for train here: plan.toml.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Find the largest model that a device has room and time for, before anything is trained."""
+    """Find a model that a device has room and time for, before anything is trained."""
     from sdgm_edge.export import BITS, Wishes, plan_model, plan_toml
     from sdgm_edge.runtime import ConfigError, check_place, replacing
 
@@ -52,7 +53,7 @@ def plan(
     if out is not None:
         with replacing(out, ConfigError) as file:
             file.write(toml.encode())
-    commands = [f"sdgm-edge train my.txt --config {out or 'plan.toml'}"]
+    commands = [f"sdgm-edge train my.txt --config {shlex.quote(str(out or 'plan.toml'))}"]
     if out is None and report.proposed.preset:
         commands = [f"sdgm-edge train my.txt --preset {report.proposed.preset} --vocab-size {vocab_size}"]
     commands.append(f"sdgm-edge export --bits {report.proposed.bits}")

@@ -196,6 +196,20 @@ def test_the_newest_bundle_is_taken(tmp_path: Path) -> None:
     assert told(tmp_path, "-p", "Once", "-n", 1)["model"] == "bundles/two/new.sdgm"
 
 
+@POSIX
+def test_a_state_is_kept_where_nobody_reads_on(home: Path, tmp_path: Path, generator: Generator) -> None:
+    state = tmp_path / "s.state"
+    process = subprocess.Popen(
+        command("-p", "Once", "--temp", 0, "-n", 20_000, "--state", state),
+        cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.read(20)
+    process.stdout.close()
+    process.wait()
+    assert generator.load_session(state).position > 1
+
+
 def test_a_state_goes_on(home: Path, tmp_path: Path, generator: Generator) -> None:
     state = tmp_path / "s.state"
     whole = generator.generate("Once upon", heal=True, temperature=0, max_new_tokens=12).tokens

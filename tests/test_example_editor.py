@@ -156,6 +156,20 @@ def test_a_file_is_gone_on_with_and_words_are_taken_one_by_one(editor, gen, tmp_
     edit(editor, gen, path, scenario)
 
 
+def test_line_ends_stay_and_what_cannot_be_saved_is_told(editor, gen, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"one\r\ntwo\r\n")
+
+    async def scenario(app, keys, until):
+        keys.send_text("abc\x13")
+        await until(lambda: path.read_bytes() == b"one\r\ntwo\r\nabc")
+        app.path = tmp_path / "nowhere" / "notes.txt"
+        keys.send_text("\x13")
+        await until(lambda: "not saved: No such file" in app._status)
+
+    edit(editor, gen, path, scenario)
+
+
 def test_tab_without_a_suggestion_is_a_tab_and_leaving_is_always_possible(editor, gen, tmp_path):
     async def scenario(app, keys, until):
         keys.send_text("\t")
