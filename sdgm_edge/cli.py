@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -93,6 +94,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out, or with the newest run.")
     ] = False,
+    begun_from: Annotated[
+        Path | None,
+        typer.Option("--from", help="A run: begin with its weights, its tokenizer and its settings."),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="bpe, or word for the published protocol.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Tokens of the vocabulary, at most.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the text.")] = None,
@@ -114,6 +119,7 @@ def train(
     from .run import RUNS, check_unused, new_folder, newest_run, read_run_config
     from .shards import corpus_of
     from .sources import lasting
+    from .tokenization import Tokenizer
     from .training import Interrupted
     from .training import train as run_training
 
@@ -121,7 +127,7 @@ def train(
         settled = {
             "texts": texts or None, "--valid": valid or None, "--config": config, "--preset": preset,
             "--tokenizer": tokenizer, "--vocab-size": vocab_size, "--epochs": epochs,
-            "--max-steps": max_steps, "--seed": seed,
+            "--max-steps": max_steps, "--seed": seed, "--from": begun_from,
         }  # fmt: skip
         if changed := ", ".join(console.given(**settled)):
             raise UsageError(
@@ -131,9 +137,21 @@ def train(
         folder = out or newest_run()
         settings = read_run_config(folder)
     else:
+        base = None
+        if begun_from is not None:
+            base = read_run_config(begun_from)
+            base = dataclasses.replace(base, corpus=dataclasses.replace(base.corpus, train=(), valid=()))
         corpus_table = console.given(train=texts, valid=valid, tokenizer=tokenizer, vocab_size=vocab_size)
         training_table = console.given(epochs=epochs, max_steps=max_steps, seed=seed)
-        settings = load_config(config, preset, corpus=corpus_table, training=training_table)
+        settings = load_config(config, preset, base, corpus=corpus_table, training=training_table)
+        if base is not None and begun_from is not None:
+            kind, size = settings.corpus.tokenizer, settings.corpus.vocab_size
+            if (kind, size) != (base.corpus.tokenizer, base.corpus.vocab_size):
+                raise UsageError(
+                    f"--from takes the tokenizer of {begun_from}: expected none, got {kind} of {size}; "
+                    "leave it out"
+                )
+            settings = dataclasses.replace(settings, begun_from=str(begun_from.absolute()))
         if settings.corpus.tokenizer == "word" and vocab_size is not None:
             raise UsageError(
                 f"--vocab-size: expected none with words, of which all are taken, got {vocab_size}; "
@@ -145,8 +163,13 @@ def train(
         kept = [lasting(sources, console.cache_folder()) for sources in (text.train, text.valid)]
         text = dataclasses.replace(text, train=kept[0], valid=kept[1])
         settings = dataclasses.replace(settings, corpus=text)
+    learnt = None
+    if settings.begun_from:  # which may be gone when this one is resumed
+        learnt = Tokenizer.load((folder if resume else Path(settings.begun_from)) / "tokenizer.json")
     with console.text_progress() as progress:
-        corpus = corpus_of(settings.corpus, console.cache_folder(), at_most=True, progress=progress)
+        corpus = corpus_of(
+            settings.corpus, console.cache_folder(), at_most=True, tokenizer=learnt, progress=progress
+        )
     try:
         with console.training_progress(folder) as on_step:
             summary = run_training(
@@ -189,7 +212,7 @@ def evaluate(
     from .run import is_run, load_run, with_copy_window
     from .sources import read_text
 
-    text = read_text(texts, console.cache_folder())
+    text = read_text(texts)
     if is_run(model, variant=variant, atoms=atoms):
         from .evaluation import score
         from .process import keep_memory
@@ -305,9 +328,10 @@ def detokenize(
     from .detokenization import naturalized
     from .sources import open_documents
 
-    for document in open_documents(texts or ["-"], console.cache_folder()):
-        for line in naturalized("".join(document.pieces()).split("\n")):
-            print(line)
+    with TemporaryDirectory() as spool:
+        for document in open_documents(texts or ["-"], Path(spool)):
+            for line in naturalized("".join(document.pieces()).split("\n")):
+                print(line)
 
 
 for command in (

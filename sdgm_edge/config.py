@@ -144,6 +144,8 @@ class RunConfig:
 
     preset: str = DEFAULT_PRESET
     """The preset it started from."""
+    begun_from: str = ""
+    """The run whose weights and tokenizer it began with; empty where they are its own."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = PRESETS[DEFAULT_PRESET]
     loss: LossWeights = field(default_factory=LossWeights)
@@ -161,14 +163,16 @@ class RunConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], origin: str = "config") -> RunConfig:
-        """Read tables `corpus`, `model`, `loss` and `training` over those of `preset`.
+    def from_dict(
+        cls, values: Mapping[str, Any], origin: str = "config", base: RunConfig | None = None
+    ) -> RunConfig:
+        """Read tables `corpus`, `model`, `loss` and `training` over those of `preset`, or of `base`.
 
         Raises:
             ConfigError: an unknown preset, table or key, or a value out of range; `origin` says where.
         """
         try:
-            return _read(values)
+            return _read(values, base)
         except (ValueError, TypeError) as reason:
             raise ConfigError(f"{origin}: {reason}") from reason
 
@@ -204,9 +208,12 @@ PRESET_RUNS: dict[str, RunConfig] = {
 
 
 def load_config(
-    path: Path | None = None, preset: str | None = None, **tables: Mapping[str, Any]
+    path: Path | None = None,
+    preset: str | None = None,
+    base: RunConfig | None = None,
+    **tables: Mapping[str, Any],
 ) -> RunConfig:
-    """Read a TOML file, or the recipe of that name, over a preset, and keyword tables over both.
+    """Read a TOML file, or the recipe of that name, over a preset or `base`, and keyword tables over both.
 
     >>> load_config(preset="edge-nano", training={"epochs": 1}).training.epochs
     1
@@ -224,6 +231,8 @@ def load_config(
             ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
             raise ConfigError(f"{path} is not a readable TOML file: {reason}") from reason
+    if "begun_from" in values:
+        raise ConfigError(f"{path}: begun_from is what a run keeps of --from: leave it out, and give --from")
     model = values.get("model")
     if isinstance(model, Mapping) and "vocab_size" in model:
         raise ConfigError(
@@ -232,26 +241,34 @@ def load_config(
         )
     if preset is not None:
         values["preset"] = preset
+    if base is not None and "preset" in values:
+        raise ConfigError(
+            f"preset: expected none beside a run to begin from, got {values['preset']!r}; leave it out"
+        )
     for name, table in tables.items():
         known = values.get(name, {})
         if not isinstance(known, Mapping):
             raise ConfigError(f"{path}: {name} must be a table like [{name}], got {known!r}")
         values[name] = {**known, **table}
-    return RunConfig.from_dict(values, str(path) if path else "config")
+    return RunConfig.from_dict(values, str(path) if path else "config", base)
 
 
 Config = TypeVar("Config", CorpusConfig, ModelConfig, LossWeights, TrainingConfig)
 
 
-def _read(values: Mapping[str, Any]) -> RunConfig:
-    name = values.get("preset", DEFAULT_PRESET)
+def _read(values: Mapping[str, Any], base: RunConfig | None) -> RunConfig:
+    name = values.get("preset", DEFAULT_PRESET if base is None else base.preset)
     _expect(isinstance(name, str) and name in PRESET_RUNS, "preset", f"one of {', '.join(PRESET_RUNS)}", name)
-    base = PRESET_RUNS[name]
+    base = base or PRESET_RUNS[name]
+    begun_from = values.get("begun_from", "")
+    _expect(isinstance(begun_from, str), "begun_from", "the name of a run folder", begun_from)
     tables = {f.name for f in fields(RunConfig)}
     for key in values:
-        _expect(key in tables, "a table or key", f"one of {', '.join(sorted(tables))}", key)
+        told = ", ".join(sorted(tables - {"begun_from"}))  # which is not for a person to write
+        _expect(key in tables, "a table or key", f"one of {told}", key)
     return RunConfig(
         preset=name,
+        begun_from=begun_from,
         corpus=_merge(base.corpus, values.get("corpus", {}), "corpus"),
         model=_merge(base.model, values.get("model", {}), "model"),
         loss=_merge(base.loss, values.get("loss", {}), "loss"),

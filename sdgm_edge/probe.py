@@ -35,8 +35,8 @@ from sdgm_edge.config import CorpusConfig, TrainingConfig
 from sdgm_edge.models import LanguageModel, ModelConfig, build_model
 from sdgm_edge.optimizers import Optimizer, learning_rate
 from sdgm_edge.process import pick_device
-from sdgm_edge.runtime import ConfigError
-from sdgm_edge.trial import write_json
+from sdgm_edge.runtime import ConfigError, RunError
+from sdgm_edge.trial import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ def probe(
 
     Raises:
         ConfigError: an unknown task or entry; before anything is trained.
+        RunError: `folder` has a finding with other settings, or a damaged one.
     """
     for task in tasks:
         if task not in TASKS:
@@ -206,7 +207,13 @@ def probe(
         for entry, config in models.items():
             path = folder / (re.sub(r"[^\w.=+-]", "-", f"{task}-{entry}") + ".json")
             terms: dict[str, Any] = json.loads(json.dumps({**asdict(settings), "model": config.to_dict()}))
-            if path.exists() and (saved := json.loads(path.read_bytes()))["settings"] == terms:
+            saved = read_json(path) if path.exists() else None
+            if saved is not None and saved["settings"] != terms:
+                raise RunError(
+                    f"{path} is a finding with other settings: expected those of this probe; choose another "
+                    "--out, or delete it"
+                )
+            if saved is not None:
                 finding = Finding(**saved["finding"])
                 finding = replace(finding, accuracy={int(d): a for d, a in finding.accuracy.items()})
             else:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdgm_edge.runtime import ConfigError, RunError, UsageError
+from sdgm_edge.runtime import ConfigError, RunError, UsageError, check_place
 
 if TYPE_CHECKING:
     from sdgm_edge.checkpoint import Checkpoint
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from sdgm_edge.models import LanguageModel, ModelConfig
 
 RUNS = Path("runs")
+CONFIG, TRIAL = "config.json", "trial.json"
+FILES = {
+    CONFIG, "tokenizer.json", "heldout.txt", "gmm.npz", "log.csv", "curve.png", "tensorboard", "checkpoints",
+    TRIAL, "result.json",
+}  # fmt: skip
+"""What training leaves in a folder, and `compare` beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +68,31 @@ def new_folder(root: Path, config: RunConfig) -> Path:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise RunError where a folder holds something already that a new run would write over.
+    """Raise RunError where a new run would write over something, or may not write.
 
     A run that ended before its first checkpoint is nothing to go on with: a new one takes its place.
     """
+    check_place(folder / CONFIG, RunError)
     if (folder / "manifest.json").exists():
         raise RunError(f"{folder} holds a bundle: expected a folder for a run; choose another --out")
-    if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*-*")):
+    begun = _is_config(folder / CONFIG)
+    if begun and any((folder / "checkpoints").glob("*-*")):
         raise RunError(f"{folder} holds a run already: go on with it by --resume, or choose another --out")
+    there = {path.name for path in folder.glob("*") if not path.name.startswith(".")}
+    if strangers := sorted(there - (FILES if begun else {TRIAL})):
+        raise RunError(
+            f"{folder} holds {strangers[0]}: expected a new folder for a run, or an empty one; "
+            "choose another --out"
+        )
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a file is the config of a run, and not another program's of that name."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"preset", "corpus", "training"} <= values.keys()
 
 
 def is_run(path: Path, **of_bundles: object) -> bool:
@@ -88,7 +111,8 @@ def is_run(path: Path, **of_bundles: object) -> bool:
 
 def newest_run(root: Path = RUNS) -> Path:
     """Return the run under `root` that was worked on last."""
-    runs = [path.parent for path in root.glob("*/config.json") if is_run(path.parent)]
+    saved = (path for path in root.glob("*/checkpoints") if path.is_dir())  # others died before they saved
+    runs = [path.parent for path in saved]
     if not runs:
         raise RunError(
             f"no trained run under {root}/: train one first (sdgm-edge train), or name a run folder"
@@ -123,22 +147,32 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
         RunError: the folder is not a run, or has no checkpoint yet.
         CheckpointError: the checkpoint is damaged.
     """
-    from sdgm_edge import checkpoint
     from sdgm_edge.models import build_model
 
     config = read_run_config(folder).model
-    found = checkpoint.existing(folder / "checkpoints", checkpoint.BEST) or checkpoint.existing(
-        folder / "checkpoints", checkpoint.LAST
-    )
-    if not found:
-        raise RunError(f"{folder} has no checkpoint yet: let it train for a while, or go on with --resume")
     model = build_model(config)
-    load_weights(model, checkpoint.load(found[-1]))
+    load_weights(model, best_checkpoint(folder))
     with _whole(folder / "gmm.npz") as path:
         prior = _read_prior(path) if path.exists() else None
     with _whole(folder / "heldout.txt") as path:
         heldout = path.read_bytes().decode()  # its line ends as they are
     return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
+
+
+def best_checkpoint(folder: Path) -> Checkpoint:
+    """Return the best weights of a run: of the best validation, or of the last checkpoint before any.
+
+    Raises:
+        RunError: it has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged.
+    """
+    from sdgm_edge import checkpoint
+
+    root = folder / "checkpoints"
+    found = checkpoint.existing(root, checkpoint.BEST) or checkpoint.existing(root, checkpoint.LAST)
+    if not found:
+        raise RunError(f"{folder} has no checkpoint yet: let it train for a while, or go on with --resume")
+    return checkpoint.load(found[-1])
 
 
 def with_copy_window(run: Run, copy_window: int) -> Run:
@@ -172,7 +206,7 @@ def _whole(path: Path) -> Iterator[Path]:
     """Raise RunError where a file of a run is not there or not what it should be."""
     try:
         yield path
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as reason:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as reason:
         raise RunError(
             f"{path} is missing or damaged ({type(reason).__name__}): copy the run again, or train again"
         ) from reason

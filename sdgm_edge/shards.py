@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing
+from sdgm_edge.runtime import ConfigError, CorpusError, TokenizerError, replacing, sweep
 
 from .sources import EMBEDDED, Document, content_key, open_documents
 from .tokenization import BEGIN_ID, BPE_VOCABULARY, Kind, Tokenizer, train_bpe, train_words
@@ -80,13 +80,8 @@ class Shard:
 
     @property
     def num_words(self) -> int:
-        """Words of the text, separated by white space."""
-        return self.contents.num_words
-
-    @property
-    def num_lines(self) -> int:
-        """Line ends of the text."""
-        return self.contents.num_lines
+        """Words of the text as published results count them: one more for each line (`count_words`)."""
+        return self.contents.num_words + self.contents.num_lines
 
     @property
     def num_bytes(self) -> int:
@@ -115,6 +110,7 @@ def corpus_of(
     cache: Path,
     *,
     at_most: bool = False,
+    tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
     """Prepare what a config names, or the text that CPython carries; otherwise as `prepare_corpus`."""
@@ -124,6 +120,7 @@ def corpus_of(
         tokenizer_kind=config.tokenizer,
         vocab_size=config.vocab_size if config.tokenizer == "bpe" else None,
         at_most=at_most,
+        tokenizer=tokenizer,
         cache=cache,
         progress=progress,
     )
@@ -203,7 +200,8 @@ def split_documents(
             held.append(document)
             size += document.num_bytes
     if held:
-        return [document for document in documents if document not in held], held
+        chosen = {document.sha256 for document in held}
+        return [document for document in documents if document.sha256 not in chosen], held
     largest = max(documents, key=lambda document: document.num_bytes)
     head, tail = largest.split(wanted / largest.num_bytes)
     return [head if document is largest else document for document in documents], [tail]
@@ -221,6 +219,7 @@ def build_shard(
     counts = _Counts()
     total = sum(document.num_bytes for document in documents)
     num_tokens = 0
+    sweep(cache, ".*.partial")
     with replacing(path, CorpusError) as file:
         for ids in _tokens(documents, tokenizer, counts):
             file.write(np.array(ids, dtype).tobytes())

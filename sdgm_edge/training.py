@@ -37,7 +37,7 @@ from sdgm_edge.parallel import Group, joined
 from sdgm_edge.prior import Arrays, Reservoir, fit_mixture, install
 from sdgm_edge.process import keep_memory, pick_device, stopping, supports_bf16
 from sdgm_edge.recorder import Recorder, draw_curve
-from sdgm_edge.run import check_unused, load_weights, locked, read_run_config
+from sdgm_edge.run import best_checkpoint, check_unused, load_weights, locked, read_run_config
 from sdgm_edge.runtime import CheckpointError, DivergedError, RunError, replacing
 from sdgm_edge.shards import Corpus
 from sdgm_edge.tokenization import BEGIN_ID
@@ -57,7 +57,8 @@ class Progress:
 
     step: int
     total_steps: int
-    loss: float
+    loss: float | None
+    """None before the first is read."""
     tokens_per_second: float
     valid_word_perplexity: float | None
 
@@ -147,8 +148,8 @@ class Trainer:
             self.objective.compile()
         self.optimizer = Optimizer(self.model, t)
         self.averaged = deepcopy(self.model).eval() if t.ema_decay else self.model
-        bf16 = supports_bf16(device) if precision == "auto" else precision == "bf16"
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.precision_asked = precision != "auto"
+        self.precision = precision if self.precision_asked else "bf16" if supports_bf16(device) else "float32"
         self.state = self.model.initial_state(t.batch_size // group.world)
         self.reservoir = Reservoir(RESERVOIR, config.model.mixing_size) if config.loss.prior else None
         self.prior: Arrays | None = None
@@ -157,9 +158,6 @@ class Trainer:
         self.best = math.inf
         self.total = t.max_steps or t.epochs * self.lanes.steps_per_epoch
         self.validate_every = t.valid_steps or self.lanes.steps_per_epoch
-        log.info(
-            "%s parameters on %s, %s", f"{self.model.num_parameters:,}", device, "bf16" if bf16 else "float32"
-        )
 
     @property
     def epoch(self) -> float:
@@ -174,11 +172,15 @@ class Trainer:
             if not found:
                 raise RunError(f"{self.folder} has no checkpoint to resume from: train without --resume")
             self._restore(checkpoint.load(found[-1]))
-        elif self.group.leads:
+        elif source := self.config.begun_from:
+            load_weights(self.model, best_checkpoint(Path(source)))
+            self.averaged.load_state_dict(self.model.state_dict())
+        if not resume and self.group.leads:
             check_unused(self.folder)
+            _write_text(self.folder / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
             self.corpus.tokenizer.save(self.folder / "tokenizer.json")
             _write_text(self.folder / "heldout.txt", self.corpus.heldout_text)
-            _write_text(self.folder / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
+        log.info("%s parameters on %s, %s", f"{self.model.num_parameters:,}", self.device, self.precision)
         self.recorder = Recorder(self.folder, self.step) if self.group.leads else None
 
     def run(self, stopped: threading.Event, on_step: Callable[[Progress], None]) -> Summary:
@@ -186,31 +188,33 @@ class Trainer:
         t, first, began = self.config.training, self.step, time.perf_counter()
         self.began = saved = began
         mark = (began, self.step)  # since when, and from which step, speed is measured
-        check_every = 1 if self.device.type == "cpu" else 10  # reading a GPU's loss makes it wait
+        look_every = 1 if self.device.type == "cpu" else 10  # to read anything of a GPU makes it wait
         tokens = t.batch_size * self.config.model.window
-        loss = valid = math.nan
+        loss: float | None = None
+        valid: float | None = None
         speed = 0.0
         while self.step < self.total and not (t.early_stop and self.stale >= t.early_stop):
             terms, features, rate = self.train_step()
-            if self.step % check_every == 0 or self.step == self.total:
+            validates = self.step % self.validate_every == 0 or self.step == self.total
+            looks = validates or self.step % look_every == 0
+            if looks:
                 loss = self._finite(terms.loss, rate)
             if self.step % 10 == 0:
                 now = time.perf_counter()
                 speed, mark = (self.step - mark[1]) * tokens / (now - mark[0]), (now, self.step)
                 self._record(terms, features, rate, speed)
-            if self.step % self.validate_every == 0 or self.step == self.total:
-                self._finite(terms.loss, rate)
+            if validates:
                 valid = self._validate()
                 saved = self._save()
                 mark = (saved, self.step)
-            elif self.group.any(time.perf_counter() - saved > 60 * t.checkpoint_minutes, self.device):
-                self._finite(terms.loss, rate)
+            elif looks and self.group.any(
+                time.perf_counter() - saved > 60 * t.checkpoint_minutes, self.device
+            ):
                 saved = self._save()
                 mark = (saved, self.step)
             if self.group.leads:
-                on_step(Progress(self.step, self.total, loss, speed, None if math.isnan(valid) else valid))
-            if self.group.any(stopped.is_set(), self.device) and self.step < self.total:
-                self._finite(terms.loss, rate)
+                on_step(Progress(self.step, self.total, loss, speed, valid))
+            if looks and self.group.any(stopped.is_set(), self.device) and self.step < self.total:
                 self._save()
                 self._close()
                 raise Interrupted(f"stopped at step {self.step} of {self.total}; go on with --resume")
@@ -226,7 +230,7 @@ class Trainer:
             self.model.num_parameters,
             (self.step - first) * tokens / seconds,
             perplexity(nll, len(self.corpus.valid) - 1),
-            perplexity(nll, _words(self.corpus)),
+            perplexity(nll, self.corpus.valid.num_words),
         )
 
     def train_step(self) -> tuple[Terms, Features, float]:
@@ -240,7 +244,7 @@ class Trainer:
         torch.manual_seed((t.seed * 1_000_003 + self.step) * self.group.world + self.group.rank)
         exact = self.step >= (1 - t.exact_part) * self.total
         self.objective.sampled_words = 0 if exact else t.sampled_words
-        with self.autocast:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms, features = self.objective(inputs, targets, self.state)
         self.state = features.state_BS.detach()
         terms.loss.backward()
@@ -293,7 +297,7 @@ class Trainer:
         value = float(self.group.share(nll))
         if not math.isfinite(value):
             raise self._diverged(f"the loss of the validation text is {value} after step {self.step}")
-        word_perplexity = perplexity(value, _words(self.corpus))
+        word_perplexity = perplexity(value, self.corpus.valid.num_words)
         if value < self.best:
             self.best, self.stale = value, 0
             if self.group.leads:
@@ -366,6 +370,7 @@ class Trainer:
                 "corpus": self.corpus.train.sha256,
                 "valid": self.corpus.valid.sha256,
                 "settings": _fitted(self.config),
+                "precision": self.precision,
             }
             checkpoint.save(Checkpoint(tensors, values), self.folder / "checkpoints", LAST, self.step)
         return time.perf_counter()
@@ -394,7 +399,8 @@ class Trainer:
             raise CheckpointError(
                 f"the checkpoint in {self.folder} does not fit its config: {reason}"
             ) from reason
-        load_weights(self.averaged, saved)
+        if self.config.training.ema_decay:
+            load_weights(self.averaged, saved)
         self.optimizer.restore(saved.part("optimizer"))
         share = len(self.state)
         self.state = saved.tensors["state"][self.group.rank * share :][:share].to(self.device)
@@ -405,6 +411,8 @@ class Trainer:
         if prior := saved.part("prior"):
             self.prior = {name: tensor.numpy() for name, tensor in prior.items()}
             install(self.objective, self.prior)
+        if not self.precision_asked:
+            self.precision = values.get("precision", self.precision)
         self.step, self.stale = values["step"], values["stale"]
         kept = checkpoint.existing(self.folder / "checkpoints", BEST)
         self.best = values["best"] if kept and values["best"] is not None else math.inf
@@ -415,10 +423,6 @@ def _fitted(config: RunConfig) -> dict[str, Any]:
     values = config.to_dict()
     found = {f"{table}.{name}": value for table in ("model", "loss") for name, value in values[table].items()}
     return found | {f"training.{name}": values["training"][name] for name in FITTED}
-
-
-def _words(corpus: Corpus) -> int:
-    return max(1, corpus.valid.num_words + corpus.valid.num_lines)
 
 
 def _write_text(path: Path, text: str) -> None:

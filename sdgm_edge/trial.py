@@ -25,12 +25,12 @@ from sdgm_edge.evaluation import overlapping_nll, perplexity, reconstruction_cos
 from sdgm_edge.parallel import Group
 from sdgm_edge.process import keep_memory, pick_device
 from sdgm_edge.recorder import read_log
-from sdgm_edge.run import load_run
+from sdgm_edge.run import TRIAL, load_run
 from sdgm_edge.runtime import DivergedError, RunError, Score, replacing
 from sdgm_edge.shards import Corpus, corpus_of
 from sdgm_edge.tokenization import UNKNOWN
 
-TRIAL, RESULT = "trial.json", "result.json"
+RESULT = "result.json"
 WARM_STEPS, TIMED_SECONDS = 2, 3.0
 
 
@@ -52,7 +52,7 @@ class Trial:
     @classmethod
     def read(cls, folder: Path) -> Trial:
         """Read what `to_dict` wrote into a folder."""
-        values = json.loads((folder / TRIAL).read_bytes())
+        values = read_json(folder / TRIAL)
         return cls(**{**values, "config": RunConfig.from_dict(values["config"], str(folder / TRIAL))})
 
 
@@ -87,8 +87,17 @@ class Result:
         path = folder / RESULT
         if not path.exists():
             return None
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
         return cls(**{**values, "curve": tuple((step, value) for step, value in values["curve"])})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote. Raises RunError."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as reason:
+        raise RunError(f"{path} is damaged ({reason}): delete it, and its work is done again") from reason
+    return values
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -184,7 +193,7 @@ def _measured(
     valid, unknown = corpus.valid, None
     if corpus.tokenizer.kind == "word":
         unknown = corpus.tokenizer.token_id(UNKNOWN)
-    nll, num_words = total_nll(run.model, valid.tokens), valid.num_words + valid.num_lines
+    nll, num_words = total_nll(run.model, valid.tokens), valid.num_words
     if not nll / (len(valid) - 1) < 700:  # its exponential is no number
         reason = f"the validation text has a likelihood of e^−{nll:.3g}"
         return Result(status="diverged", reason=reason, curve=_curve(folder))

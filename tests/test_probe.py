@@ -24,7 +24,7 @@ from sdgm_edge.probe import (
     table,
     train,
 )
-from sdgm_edge.runtime import ConfigError
+from sdgm_edge.runtime import ConfigError, RunError
 
 TINY = Probe(num_parameters=20_000, steps=2, batch_size=4, trained_distance=4, distances=(3, 300), tested=4)
 
@@ -143,15 +143,19 @@ def test_findings_are_kept(tmp_path):
     assert titles == ["task", "model", "3", "300"]
     assert [row[:2] for row in rows] == [[f.task, f.entry] for f in first]
     assert rows[0][2] == f"{first[0].accuracy[3]:.0%}"
-    (other,) = probe(["gpt2"], ["needle"], dataclasses.replace(TINY, seed=1), tmp_path)
-    assert other.loss != first[1].loss
+    with pytest.raises(RunError, match=r"needle-gpt2\.json is a finding with other settings"):
+        probe(["gpt2"], ["needle"], dataclasses.replace(TINY, seed=1), tmp_path)
+    (tmp_path / "needle-gpt2.json").write_text("{")
+    with pytest.raises(RunError, match=r"needle-gpt2\.json is damaged .* delete it"):
+        probe(["gpt2"], ["needle"], TINY, tmp_path)
 
 
 def test_minutes_are_as_many_steps_as_fit(tmp_path, monkeypatch):
     seconds = itertools.count()
     monkeypatch.setattr("sdgm_edge.probe.time.perf_counter", lambda: next(seconds))
     for minutes, steps in ((0.01, 12), (1e-9, 1)):  # twenty steps a second
-        (found,) = probe(["lstm"], ["needle"], dataclasses.replace(TINY, minutes=minutes), tmp_path)
+        timed = dataclasses.replace(TINY, minutes=minutes)
+        (found,) = probe(["lstm"], ["needle"], timed, tmp_path / str(steps))
         assert found.steps == steps
 
 

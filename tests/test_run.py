@@ -1,25 +1,51 @@
 """Run folders: which may be used, and by whom."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import trained
 
+from sdgm_edge.config import load_config
 from sdgm_edge.run import check_unused, is_run, locked, name_of, read_run_config, with_copy_window
 from sdgm_edge.runtime import RunError, UsageError
 
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
     check_unused(tmp_path)
-    (tmp_path / "config.json").touch()
-    check_unused(tmp_path)  # of a run that ended before its first checkpoint
+    (tmp_path / "trial.json").touch()
+    check_unused(tmp_path)  # of a comparison, which says there what to train
+    for name in ("config.json", "log.csv"):  # of a run that ended before its first checkpoint
+        (tmp_path / name).write_text(json.dumps(load_config().to_dict()))
+        check_unused(tmp_path)
     (tmp_path / "checkpoints/last-000000001").mkdir(parents=True)
     with pytest.raises(RunError, match="holds a run already: go on with it by --resume"):
         check_unused(tmp_path)
     (tmp_path / "manifest.json").touch()
     with pytest.raises(RunError, match="holds a bundle: expected a folder for a run; choose another --out"):
         check_unused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (("config.json",), "holds config.json: expected a new folder"),
+        (("log.csv",), "holds log.csv: expected a new folder"),
+        (("thesis.txt",), "holds thesis.txt: expected a new folder"),
+    ],
+)
+def test_files_of_others_are_not_written_over(tmp_path: Path, files: tuple[str, ...], told: str) -> None:
+    for name in files:
+        (tmp_path / name).write_text('{"hidden_size": 768}')
+    with pytest.raises(RunError, match=told):
+        check_unused(tmp_path)
+
+
+def test_a_place_that_can_be_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file is no folder"):
+        check_unused(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

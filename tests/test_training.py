@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from sdgm_edge import checkpoint, losses
 from sdgm_edge.config import load_config
 from sdgm_edge.losses import vocabulary_nll
 from sdgm_edge.optimizers import learning_rate
+from sdgm_edge.process import supports_bf16
 from sdgm_edge.recorder import read_log
 from sdgm_edge.run import load_run, locked, new_folder, newest_run
 from sdgm_edge.runtime import CheckpointError, CorpusError, DivergedError, RunError
@@ -251,6 +254,63 @@ def test_a_folder_takes_one_run(corpus, tmp_path):
         train(config(), corpus, folder)
 
 
+def test_a_run_goes_on_in_the_precision_it_began_with(corpus, tmp_path):
+    usual, other = ("bf16", "float32") if supports_bf16(torch.device("cpu")) else ("float32", "bf16")
+
+    def embedding(name, **resumed):
+        with pytest.raises(Interrupted):
+            train(config(max_steps=6), corpus, tmp_path / name, precision=other, on_step=StopAfter(3))
+        train(config(), corpus, tmp_path / name, resume=True, **resumed)
+        return final(tmp_path / name)["model.embedding.weight"]
+
+    train(config(max_steps=6), corpus, tmp_path / "whole", precision=other)
+    whole = final(tmp_path / "whole")["model.embedding.weight"]
+    assert torch.equal(embedding("auto"), whole)
+    assert not torch.equal(embedding("asked", precision=usual), whole)
+
+
+def begun_from(folder, **training):
+    """Settings of a run that begins with the best weights of another."""
+    return dataclasses.replace(config(**training), begun_from=str(folder))
+
+
+def test_a_run_can_begin_with_the_weights_of_another(corpus, tmp_path):
+    train(config(max_steps=12), corpus, tmp_path / "base")
+    best = load_run(tmp_path / "base").model.state_dict()
+    still = {"learning_rate": 1e-12, "weight_decay": 0.0, "warmup": 0.0}
+    train(begun_from(tmp_path / "base", max_steps=1, **still), corpus, tmp_path / "run")
+    for name, tensor in load_run(tmp_path / "run").model.state_dict().items():
+        torch.testing.assert_close(tensor, best[name], atol=1e-6, rtol=1e-6, msg=name)
+    with pytest.raises(Interrupted):
+        train(begun_from(tmp_path / "base"), corpus, tmp_path / "parts", on_step=StopAfter(11))
+    train(begun_from(tmp_path / "base"), corpus, tmp_path / "whole")
+    shutil.rmtree(tmp_path / "base")
+    train(config(), corpus, tmp_path / "parts", resume=True)
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    with pytest.raises(RunError, match="base has no checkpoint yet"):
+        train(begun_from(tmp_path / "base"), corpus, tmp_path / "orphan")
+
+
+def test_a_run_of_another_shape_is_no_beginning(corpus, tmp_path):
+    train(config(model={"num_atoms": 6}, max_steps=1), corpus, tmp_path / "base")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(begun_from(tmp_path / "base"), corpus, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists(), "nothing was begun"
+
+
+def test_weights_go_on_as_they_were_where_they_are_averaged_no_more(corpus, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config(max_steps=4, ema_decay=0.9), corpus, folder, on_step=StopAfter(3))
+    plain = final(folder)["model.embedding.weight"]
+    changed = json.loads((folder / "config.json").read_text())
+    changed["training"] |= {"ema_decay": 0.0, "learning_rate": 1e-12, "max_steps": 4}
+    (folder / "config.json").write_text(json.dumps(changed))
+    train(config(), corpus, folder, resume=True)
+    assert torch.allclose(final(folder)["model.embedding.weight"], plain, atol=1e-6)
+
+
 def test_resuming_names_what_does_not_fit(corpus, text, tmp_path):
     with pytest.raises(RunError, match=r"is not a run folder: it has no config.json"):
         train(config(), corpus, tmp_path / "none", resume=True)
@@ -305,9 +365,9 @@ def test_a_first_save_that_fails_says_to_train_again(corpus, tmp_path, monkeypat
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(
-        CheckpointError, match="No space left on device; free space and train again: there is no"
+        CheckpointError, match="No space left on device; free some space and train again: there is no"
     ):
         train(config(max_steps=2), corpus, tmp_path / "run")
 
@@ -317,6 +377,9 @@ def test_runs_are_found_and_named(corpus, tmp_path):
         newest_run(tmp_path)
     for name in ("b", "a"):
         train(config(max_steps=1), corpus, tmp_path / name)
+    assert newest_run(tmp_path).name == "a"
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead/config.json").write_text("{}")  # of a process that was killed before it saved
     assert newest_run(tmp_path).name == "a"
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="is not a run folder"):
@@ -422,6 +485,37 @@ def on_one_thread(tmp_path, *arguments):
     done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_command_begins_from_a_run_with_its_tokenizer_on_another_text(text, tmp_path, toml):
+    def sdgm(*arguments):
+        environment = {**os.environ, "SDGM_EDGE_CACHE": str(tmp_path / "cache")}
+        return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
+
+    base = tmp_path / "base"
+    sdgm("train", text, "--config", toml, "--vocab-size", 280, "--max-steps", 3, "--out", base)
+    other = tmp_path / "other.txt"
+    other.write_text("and now for something completely different, every day\n" * 300)
+    done = sdgm("train", other, "--from", base, "--max-steps", 2, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for name in ("tokenizer.json", "config.json"):
+        assert (tmp_path / "run" / name).is_file()
+    assert (tmp_path / "run/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    made, of = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "run", base))
+    assert made["model"] == of["model"]
+    assert made["begun_from"] == str(base)
+    shutil.rmtree(base)
+    again = sdgm("train", "--resume", "--out", tmp_path / "run")
+    assert again.returncode == 0, again.stderr
+    for flags, told in (
+        (("--from", tmp_path / "run", "--vocab-size", 300), "--from takes the tokenizer of .*got bpe of 300"),
+        (("--from", tmp_path / "run", "--preset", "paper"), "preset: expected none beside a run"),
+        (("--from", base), "is not a run folder"),
+        (("--resume", "--from", tmp_path / "run"), "expected none of its settings, got --from"),
+    ):
+        refused = sdgm("train", *(() if "--resume" in flags else (other,)), *flags)
+        assert refused.returncode in (1, 2)
+        assert re.search(told, refused.stderr), refused.stderr
 
 
 def test_two_processes_train_as_one(text, tmp_path, toml):
