@@ -1,11 +1,13 @@
 """The model that comes with the package."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 from .errors import BundleError
 
-FILE = "pretrained/wikitext-2.sdgm"
+NAME = "wikitext-2"
+FILE = f"pretrained/{NAME}.sdgm"
 
 
 def pretrained() -> Path:
@@ -25,3 +27,8 @@ def pretrained() -> Path:
         if (path := Path(folder) / FILE).is_file():
             return path
     raise BundleError("no model came with this package: name one with --model, or reinstall sdgm-edge")
+
+
+def named(path: Path) -> Path:
+    """Return the path, or that of the bundle in the package where its name is given and no file has it."""
+    return pretrained() if str(path) == NAME and not os.path.lexists(path) else path

@@ -11,7 +11,7 @@ import pytest
 
 from sdgm_edge.config import load_config
 from sdgm_edge.models import ModelConfig
-from sdgm_edge.runtime import Generator, pretrained, read_bundle, verify
+from sdgm_edge.runtime import BundleError, Generator, pretrained, read_bundle, verify
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 12e6
@@ -42,6 +42,14 @@ def test_it_speaks_where_no_model_is_named(tmp_path):
     told = json.loads(done.stdout)
     assert told["model"] == str(pretrained())
     assert len(told["tokens"]) == 8
+
+
+def test_it_has_a_name_unless_something_else_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_bundle("wikitext-2").path == pretrained()
+    (tmp_path / "wikitext-2").mkdir()
+    with pytest.raises(BundleError, match="wikitext-2: not a bundle"):
+        read_bundle("wikitext-2")
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
