@@ -1,6 +1,6 @@
 """The model that comes with the package."""
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def pretrained() -> Path:
     Raises:
         BundleError: the package was built without it.
     """
-    spec = importlib.util.find_spec("sdgm_edge.models")
+    spec = importlib.import_module("importlib.util").find_spec("sdgm_edge.models")  # not loaded in vain
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / FILE).is_file():
             return path
