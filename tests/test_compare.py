@@ -445,8 +445,8 @@ def test_a_text_without_white_space_has_no_word_perplexity(terms, tmp_path):
     (tmp_path / "t.txt").write_text("".join(f"{number}," for number in range(5000)))
     source = replace(terms.corpus, train=(str(tmp_path / "t.txt"),), valid=())
     corpus = prepare_corpus(list(source.train), vocab_size=terms.vocab_size, cache=tmp_path / "cache")
-    begin(tmp_path, replace(terms, corpus=source))
-    result = run_trial(tmp_path, corpus)
+    begin(tmp_path / "run", replace(terms, corpus=source))
+    result = run_trial(tmp_path / "run", corpus)
     assert (result.status, result.word_perplexity, result.overlapping_word_perplexity) == (
         "finished",
         None,
@@ -454,7 +454,7 @@ def test_a_text_without_white_space_has_no_word_perplexity(terms, tmp_path):
     )
     assert result.token_perplexity > 1
     assert result.bits_per_byte > 0
-    report = make_report([Outcome("gpt2", 0, tmp_path, result)], terms, corpus)
+    report = make_report([Outcome("gpt2", 0, tmp_path / "run", result)], terms, corpus)
     assert json.loads(report.json())["rows"][0]["word_perplexity"] is None
     assert "gpt2" in report.markdown()
 

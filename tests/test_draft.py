@@ -254,8 +254,8 @@ def test_the_smallest_difference_is_seen(monkeypatch, output, wrong):
     assert made.differs(9) == 0
     run = made._run
 
-    def wrong_for_five(outputs, feeds):
-        values = run(outputs, feeds)
+    def wrong_for_five(outputs, feeds, options=None):
+        values = run(outputs, feeds, options)
         if feeds["ids"].shape[1] == 5:
             values[output][..., -1] += np.float32(wrong)
         return values
