@@ -124,7 +124,7 @@ def read_run_config(folder: Path) -> RunConfig:
     """Return the config that a run was started with."""
     from sdgm_edge.config import RunConfig
 
-    path = folder / "config.json"
+    path = folder / CONFIG
     if (folder / "manifest.json").is_file():
         raise RunError(f"{folder} is a bundle: expected a run folder, as sdgm-edge train makes it")
     if not path.is_file():
