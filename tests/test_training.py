@@ -544,6 +544,35 @@ def test_two_processes_train_as_one(text, tmp_path, toml):
             torch.testing.assert_close(tensor, final(tmp_path / "two")[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
+def test_two_processes_resume_as_if_they_had_not_been_stopped(text, tmp_path):
+    settings = config(
+        "paper", {**PAPER, "dropout": 0.2}, {"prior": 0.0}, early_stop=0, valid_steps=100
+    ).to_dict()
+    # No prior: its mixture would be fitted where the first part ends.
+    given = {table: settings[table] for table in ("model", "loss", "training")}
+    del given["model"]["vocab_size"], given["training"]["max_steps"]
+    lines = [
+        line
+        for table, values in given.items()
+        for line in (f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items()))
+    ]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+
+    def together(*arguments):
+        on_one_thread(tmp_path, *TOGETHER, "-m", "sdgm_edge", "train", *arguments)
+
+    begun = (text, "--config", tmp_path / "run.toml", "--vocab-size", 280)
+    together(*begun, "--max-steps", 8, "--out", tmp_path / "whole")
+    together(*begun, "--max-steps", 4, "--out", tmp_path / "parts")
+    path = tmp_path / "parts/config.json"
+    path.write_text(path.read_text().replace('"max_steps": 4', '"max_steps": 8'))
+    together("--resume", "--out", tmp_path / "parts")
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names of threads are read from /proc")
 def test_training_as_one_leaves_no_thread_of_the_group(text, tmp_path, toml):
     # A thread of gloo that is still there when the interpreter ends aborts the process, now and then.
