@@ -33,10 +33,10 @@ class Timed:
     def __init__(self, session: Any) -> None:
         self._session, self.runs = session, list[Spent]()
 
-    def run(self, outputs: list[str], feeds: dict[str, Any]) -> list[Any]:
+    def run(self, *arguments: Any) -> list[Any]:
         """Run it."""
         wall, cpu = time.perf_counter(), time.process_time()
-        results: list[Any] = self._session.run(outputs, feeds)
+        results: list[Any] = self._session.run(*arguments)
         self.runs.append(Spent(time.perf_counter() - wall, time.process_time() - cpu))
         return results
 

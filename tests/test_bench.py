@@ -1,10 +1,15 @@
 """`make bench`: that it measures, and says on what; not what it measures."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from sdgm_edge.runtime import Generator, pretrained
 
 BENCH = Path(__file__).resolve().parent.parent / "benchmarks/bench.py"
 
@@ -26,6 +31,13 @@ def test_a_section_measures_and_names_the_machine() -> None:
     for figure in sizes.values():  # the one promise here that no machine can break
         assert figure["kept"] is True
         assert figure["measured"] <= 64
+
+
+def test_what_a_token_costs_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    measuring = importlib.import_module("measuring")
+    cost = measuring.decoding(Generator.load(pretrained(), providers="cpu"), tokens=8, texts=2)
+    assert 0 < cost.own_wall < cost.wall, "a part of a token's time is not the graph's"
 
 
 def test_an_unknown_section_is_told() -> None:
