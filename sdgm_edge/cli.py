@@ -140,18 +140,18 @@ def train(
         base = None
         if begun_from is not None:
             base = read_run_config(begun_from)
-            base = dataclasses.replace(base, corpus=dataclasses.replace(base.corpus, train=(), valid=()))
+            corpus_there = dataclasses.replace(base.corpus, train=(), valid=())
+            base = dataclasses.replace(base, begun_from=str(begun_from.absolute()), corpus=corpus_there)
         corpus_table = console.given(train=texts, valid=valid, tokenizer=tokenizer, vocab_size=vocab_size)
         training_table = console.given(epochs=epochs, max_steps=max_steps, seed=seed)
         settings = load_config(config, preset, base, corpus=corpus_table, training=training_table)
-        if base is not None and begun_from is not None:
+        if base is not None:
             kind, size = settings.corpus.tokenizer, settings.corpus.vocab_size
             if (kind, size) != (base.corpus.tokenizer, base.corpus.vocab_size):
                 raise UsageError(
                     f"--from takes the tokenizer of {begun_from}: expected none, got {kind} of {size}; "
                     "leave it out"
                 )
-            settings = dataclasses.replace(settings, begun_from=str(begun_from.absolute()))
         if settings.corpus.tokenizer == "word" and vocab_size is not None:
             raise UsageError(
                 f"--vocab-size: expected none with words, of which all are taken, got {vocab_size}; "

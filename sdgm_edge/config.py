@@ -260,11 +260,11 @@ def _read(values: Mapping[str, Any], base: RunConfig | None) -> RunConfig:
     name = values.get("preset", DEFAULT_PRESET if base is None else base.preset)
     _expect(isinstance(name, str) and name in PRESET_RUNS, "preset", f"one of {', '.join(PRESET_RUNS)}", name)
     base = base or PRESET_RUNS[name]
-    begun_from = values.get("begun_from", "")
+    begun_from = values.get("begun_from", base.begun_from)
     _expect(isinstance(begun_from, str), "begun_from", "the name of a run folder", begun_from)
     tables = {f.name for f in fields(RunConfig)}
+    told = ", ".join(sorted(tables - {"begun_from"}))  # which is not for a person to write
     for key in values:
-        told = ", ".join(sorted(tables - {"begun_from"}))  # which is not for a person to write
         _expect(key in tables, "a table or key", f"one of {told}", key)
     return RunConfig(
         preset=name,
