@@ -113,11 +113,11 @@ class Stream(Iterator[str]):
         self._session, self._vocabulary, self._params = session, vocabulary, params
         self._end_tokens, self._mixture, self._cancel = frozenset(end_tokens), mixture, cancel
         self._progress = progress
-        self._removed, self._continues = removed, False
+        self._removed, self._before, self._continues = removed, b"", False
         self._tokens = _Ids(session.vocab_size)
         self._sampled: list[Sampled] | None = None if params.logprobs is None else []
         self._told, self._told_all = 0, False  # tokens whose text was given; whether the rest was, too
-        self._finish_reason = "unfinished"
+        self._finish_reason, self._ended = "unfinished", False  # whether the model ended the text
         self._stop: str | None = None
         self._prompt_tokens, self._prompt_seconds, self._seconds = 0, 0.0, 0.0
         self._drafter: Drafter | None = None
@@ -141,7 +141,7 @@ class Stream(Iterator[str]):
         tokens, text = self._tokens.tolist(), self._text()
         pieces = [text.push(token) for token in tokens[: self._told]]
         return Generation(
-            text="".join(pieces) + (text.finish() if self._told_all else ""),
+            text="".join(pieces) + (text.finish(ended=self._ended) if self._told_all else ""),
             tokens=tokens,
             sampled=[Sampled(token) for token in tokens] if self._sampled is None else self._sampled.copy(),
             finish_reason=self._finish_reason,
@@ -161,7 +161,13 @@ class Stream(Iterator[str]):
         return Drafted(proposed=self._proposed, accepted=self._accepted, calls=count - self._accepted)
 
     def _text(self) -> TokenStream:
-        return TokenStream(self._vocabulary, self._params.stop, skip=self._removed, continues=self._continues)
+        return TokenStream(
+            self._vocabulary,
+            self._params.stop,
+            skip=self._removed,
+            before=self._before,
+            continues=self._continues,
+        )
 
     def _generate(self, ids: Iterable[int]) -> Generator[str, None, None]:
         started = time.perf_counter()
@@ -169,8 +175,9 @@ class Stream(Iterator[str]):
         if params.draft:
             self._drafter = Drafter(session.vocab_size, session.tokens)
         self._prompt_tokens, whole = read(session, ids, self._cancel, self._progress, self._drafter)
-        sampler = Sampler(params, session.vocab_size, session.tokens)
-        self._continues = session.position > 0
+        tokens = session.tokens
+        sampler = Sampler(params, session.vocab_size, tokens)
+        self._before, self._continues = self._vocabulary.tail(tokens), session.position > 0
         text, removed, draw, drafter = self._text(), self._removed, self._draw(), self._drafter
         if draw is None:
             session.unblend()  # of a text that was steered and then rewound
@@ -199,7 +206,7 @@ class Stream(Iterator[str]):
             if step == 0:
                 self._prompt_seconds = time.perf_counter() - started
             if token in end_tokens:
-                self._finish_reason = "end"
+                self._finish_reason, self._ended = "end", True
                 break
             if removed:
                 removed = self._vocabulary.mask.advance(removed, token)
@@ -213,7 +220,7 @@ class Stream(Iterator[str]):
                 break
         else:
             self._finish_reason = "length"
-        rest, self._told_all = text.finish(), True
+        rest, self._told_all = text.finish(ended=self._ended), True
         if text.stopped is not None:
             self._finish_reason, self._stop = "stop", text.stopped
         if rest:

@@ -39,6 +39,8 @@ def _byte_of_character() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_of_character()
+_LONGEST_CHARACTER = 4
+"""Bytes of UTF-8, each of which may be a token."""
 
 
 class _ByteTokens(Sequence[bytes]):
@@ -114,6 +116,10 @@ class Vocabulary:
         """The lookup of tokens by their first bytes."""
         return HealingMask(self.following)
 
+    def tail(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of the last tokens, which tell whether a text ends within a character."""
+        return b"".join(self.following[token] for token in tokens[-_LONGEST_CHARACTER:])
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, with nothing put before it. Raises ParameterError where it is not Unicode."""
         return list(encode(self.tokenizer, text))
@@ -155,13 +161,17 @@ class TokenStream:
         stop: Iterable[str] = (),
         *,
         skip: bytes = b"",
+        before: bytes = b"",
         continues: bool = False,
     ) -> None:
-        """`skip`: what the first tokens repeat and is not told; `continues`: text stands before them."""
+        """`skip`: what the first tokens repeat and is not told; `continues`: text stands before them, and
+        `before` are its last bytes, where these may end within a character (see `Vocabulary.tail`).
+        """
         vocabulary = source if isinstance(source, Vocabulary) else Vocabulary(source)
         self._bytes = vocabulary.following if continues or skip else vocabulary.first
         self._following = vocabulary.following
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(before + skip)
         self._skip = skip
         self._stops = [_Stop(text) for text in stop]
         self._held = ""
@@ -182,9 +192,12 @@ class TokenStream:
             data = self._skipping(data)
         return self._release(self._decoder.decode(data))
 
-    def finish(self) -> str:
-        """The rest: what might have become a stop text, and U+FFFD for a character that is not complete."""
-        rest = self._release(self._decoder.decode(b"", True))
+    def finish(self, *, ended: bool = True) -> str:
+        """The rest: what might have become a stop text, and U+FFFD for a character that is not complete.
+
+        Where the text has not `ended`, that character is left to the stream that takes the next tokens.
+        """
+        rest = self._release(self._decoder.decode(b"", ended))
         held, self._held = self._held, ""
         return rest + held
 

@@ -43,6 +43,12 @@ def plain(tmp_path_factory):
     return Generator.load(tiny.write(tmp_path_factory.mktemp("plain") / "tiny", changes), providers="cpu")
 
 
+def byte_token(gen, data):
+    """The token that says these bytes."""
+    [token] = [i for i, found in enumerate(gen.vocabulary.following) if found == data]
+    return token
+
+
 def test_the_example_works_verbatim(path, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     tiny.write(tmp_path / "model.sdgm")
@@ -190,10 +196,23 @@ def test_a_callback_gets_the_pieces(gen):
     assert "".join(pieces) == generation.text
 
 
-def test_a_stop_text_that_the_last_byte_completes_ends_the_text(plain):
-    [half] = [i for i, data in enumerate(plain.vocabulary.following) if data == b"\xc3"]
-    generation = plain.generate(PROMPT, max_new_tokens=1, forced_tokens=[half], stop="\ufffd")
+def test_a_stop_text_that_the_last_byte_completes_ends_the_text(gen):
+    half, end = byte_token(gen, b"\xc3"), gen.bundle.generation.end_tokens[0]
+    generation = gen.generate(PROMPT, forced_tokens=[half, end], stop="\ufffd")
     assert (generation.text, generation.finish_reason, generation.stop) == ("", "stop", "\ufffd")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_character_that_the_end_of_a_piece_cuts_is_told_by_the_next(plain, saved, tmp_path):
+    first, last = byte_token(plain, b"\xc3"), byte_token(plain, b"\xa9")
+    session = plain.session()
+    assert plain.generate(PROMPT, session=session, max_new_tokens=1, forced_tokens=[first]).text == ""
+    if saved:
+        session.save(tmp_path / "state")
+        session = plain.load_session(tmp_path / "state")
+    stream = plain.stream(None, session=session, max_new_tokens=1, forced_tokens=[last])
+    assert list(stream) == ["é"]
+    assert stream.generation.text == "é"
 
 
 def test_cancelling_ends_the_text(gen):

@@ -102,6 +102,18 @@ def test_an_incomplete_character_becomes_the_replacement_character():
     assert pieces(BPE, byte_tokens("é".encode())[:1])[0] == ["", "\ufffd"]
 
 
+@given(st.text(alphabet="aé日😀", min_size=1), st.data())
+def test_streams_of_parts_say_together_what_one_stream_says(text, data):
+    singles, vocabulary = byte_tokens(text.encode()), VOCABULARIES["bpe"]
+    cut = data.draw(st.integers(0, len(singles)))
+    told, before = "", b""
+    for part in (singles[:cut], singles[cut:]):
+        stream = TokenStream(vocabulary, before=before)
+        told += "".join(map(stream.push, part)) + stream.finish(ended=False)
+        before = vocabulary.tail(part)
+    assert told == text
+
+
 def test_tokens_say_the_same_whether_one_is_asked_for_or_all_are():
     vocabulary = Vocabulary(BPE)
     one = vocabulary.first[BPE.token_to_id("two words")]
