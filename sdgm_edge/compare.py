@@ -30,9 +30,9 @@ from sdgm_edge.config import PRESET_RUNS, CorpusConfig, RunConfig
 from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
 from sdgm_edge.models import MIXERS, preset, scaled, sized
-from sdgm_edge.run import TRIAL
+from sdgm_edge.run import TRIAL, write_json
 from sdgm_edge.runtime import ConfigError, RunError
-from sdgm_edge.trial import Result, Trial, write_json
+from sdgm_edge.trial import Result, Trial
 
 PROTOCOLS = {"paper": "paper", "best": "edge-micro"}
 """The preset whose training a protocol takes."""

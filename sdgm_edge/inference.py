@@ -6,14 +6,14 @@ model, holds it against the model, and measures it after each context, in proces
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdgm_edge.runtime import ContextCost, RunError, replacing
+from sdgm_edge.run import read_json, write_json
+from sdgm_edge.runtime import ContextCost
 
 INFERENCE = "inference.json"
 CONTEXTS = (0, 128, 1024, 4096, 16384)
@@ -51,11 +51,10 @@ class Inference:
         """Read what `write` left in a folder; None where there is nothing yet."""
         if not (folder / INFERENCE).exists():
             return None
-        values: dict[str, Any] = json.loads((folder / INFERENCE).read_bytes())
+        values = read_json(folder / INFERENCE)
         costs = {int(context): ContextCost(**cost) for context, cost in values.pop("costs").items()}
         return cls(**values, costs=costs)
 
     def write(self, folder: Path) -> None:
         """Leave it in a folder, whole or not at all."""
-        with replacing(folder / INFERENCE, RunError) as file:
-            file.write((json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+        write_json(folder / INFERENCE, self.to_dict())

@@ -35,8 +35,8 @@ from sdgm_edge.config import CorpusConfig, TrainingConfig
 from sdgm_edge.models import LanguageModel, ModelConfig, build_model
 from sdgm_edge.optimizers import Optimizer, learning_rate
 from sdgm_edge.process import pick_device
+from sdgm_edge.run import read_json, write_json
 from sdgm_edge.runtime import ConfigError, RunError
-from sdgm_edge.trial import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdgm_edge.runtime import ConfigError, RunError, UsageError, check_place
+from sdgm_edge.runtime import ConfigError, RunError, UsageError, check_place, replacing
 
 if TYPE_CHECKING:
     from sdgm_edge.checkpoint import Checkpoint
@@ -263,3 +263,18 @@ def _lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote. Raises RunError."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as reason:
+        raise RunError(f"{path} is damaged ({reason}): delete it, and its work is done again") from reason
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values, whole or not at all."""
+    with replacing(path, RunError) as file:
+        file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())

@@ -25,8 +25,8 @@ from sdgm_edge.evaluation import overlapping_nll, perplexity, reconstruction_cos
 from sdgm_edge.parallel import Group
 from sdgm_edge.process import keep_memory, pick_device
 from sdgm_edge.recorder import read_log
-from sdgm_edge.run import TRIAL, load_run
-from sdgm_edge.runtime import DivergedError, RunError, Score, replacing
+from sdgm_edge.run import TRIAL, load_run, read_json, write_json
+from sdgm_edge.runtime import DivergedError, Score
 from sdgm_edge.shards import Corpus, corpus_of
 from sdgm_edge.tokenization import UNKNOWN
 
@@ -89,21 +89,6 @@ class Result:
             return None
         values = read_json(path)
         return cls(**{**values, "curve": tuple((step, value) for step, value in values["curve"])})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote. Raises RunError."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as reason:
-        raise RunError(f"{path} is damaged ({reason}): delete it, and its work is done again") from reason
-    return values
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values, whole or not at all."""
-    with replacing(path, RunError) as file:
-        file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def run_trial(

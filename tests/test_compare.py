@@ -35,11 +35,11 @@ from sdgm_edge.inference import Inference
 from sdgm_edge.losses import LossWeights
 from sdgm_edge.models import MIXERS, ModelConfig, build_model, count_parameters
 from sdgm_edge.report import COLUMNS, make_report
-from sdgm_edge.run import locked
+from sdgm_edge.run import locked, write_json
 from sdgm_edge.runtime import ConfigError, ContextCost, DivergedError, ParityError, RunError
 from sdgm_edge.shards import prepare_corpus
 from sdgm_edge.training import Interrupted
-from sdgm_edge.trial import Result, Trial, run_trial, write_json
+from sdgm_edge.trial import Result, Trial, run_trial
 
 PAPER = Path(__file__).resolve().parent.parent / "benchmarks/paper.py"
 LINE = "the cat sat on the mat and the dog lay on the rug by the fire.\n"
@@ -93,6 +93,13 @@ def begin(folder, terms, entry="gpt2", **changes):
     one = Trial(config=entry_config(entry, terms, seed=0), device="cpu", precision="float32", **changes)
     write_json(folder / "trial.json", one.to_dict())
     return one
+
+
+@pytest.mark.parametrize("record", [Trial, Result, Inference])
+def test_a_damaged_record_is_told(tmp_path, record):
+    (tmp_path / f"{record.__name__.lower()}.json").write_text("{")
+    with pytest.raises(RunError, match=r"\.json is damaged .* delete it"):
+        record.read(tmp_path)
 
 
 def test_budgets_are_read():
