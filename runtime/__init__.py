@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .mixture import ComponentReport, Mixture
     from .parameters import SamplingParams
     from .prepared import Prepared, cache_folder, prepare
-    from .providers import open_graph
+    from .providers import check_threads, open_graph
     from .sampling import Sampled, Sampler
     from .scoring import Score, chunk_nlls, count_words, score_chunks, token_nlls, with_line_end
     from .session import Session
@@ -101,6 +101,7 @@ _LAZY = {
     "Prepared": "prepared",
     "cache_folder": "prepared",
     "prepare": "prepared",
+    "check_threads": "providers",
     "open_graph": "providers",
     "Sampled": "sampling",
     "Sampler": "sampling",
@@ -189,6 +190,7 @@ __all__ = [
     "cache_folder",
     "check_place",
     "check_replaceable",
+    "check_threads",
     "chunk_nlls",
     "count_words",
     "decode_arrays",

@@ -314,9 +314,22 @@ class Generator:
             raise ParameterError("text: expected at least one token, got none; give a text that is not empty")
         return [i for ids, _ in chunks for i in ids], np.concatenate([c_TM for _, c_TM in chunks])
 
+    def mixture(self, asked_for: str) -> Mixture:
+        """The mixture over mixing vectors, which `asked_for` needs.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if self.bundle.mixture is None:
+            raise BundleError(
+                f"{self.bundle.path}: {asked_for}: expected a mixture, got a bundle without gmm.npz; "
+                "train the model with a prior, and export it again"
+            )
+        return self.bundle.mixture
+
     def typicality(self, text: str) -> NDArray[np.float64]:
         """log p(c) of the mixing vector at each token, (T,): low where the model is on unfamiliar ground."""
-        mixture = self._mixture("typicality")
+        mixture = self.mixture("typicality")
         return np.concatenate([np.zeros(0), *(mixture.log_density(c_TM) for _, c_TM in self._mixing(text))])
 
     def _nlls(self, text: str) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
@@ -337,7 +350,7 @@ class Generator:
     def _params(self, given: dict[str, Any]) -> SamplingParams:
         params = self.bundle.generation.sampling.replace(**given)
         if params.prior_strength:
-            self._mixture("prior_strength").check_steer(params.steer)
+            self.mixture("prior_strength").check_steer(params.steer)
         if params.draft:
             self._check_draft(params.draft)
         return params
@@ -352,11 +365,3 @@ class Generator:
                 f"one ({self.variant} on {self.provider}) that is off by {off:.2g}: the text would change; "
                 f"leave draft out, or {other}"
             )
-
-    def _mixture(self, asked_for: str) -> Mixture:
-        if self.bundle.mixture is None:
-            raise BundleError(
-                f"{self.bundle.path}: {asked_for}: expected a mixture, got a bundle without gmm.npz; "
-                "train the model with a prior, and export it again"
-            )
-        return self.bundle.mixture

@@ -98,10 +98,8 @@ def open_graph(
         ProviderError: ONNX Runtime or a provider that was asked for is not there.
         BundleError: ONNX Runtime refuses the graph.
     """
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
-        raise ParameterError(
-            f"threads: expected 1 to {_MOST_THREADS}, got {shown(threads)}; leave it out for 1"
-        )
+    if threads is not None:
+        check_threads(threads)
     ort = onnxruntime()
     options = _options(ort, threads or 1)
     options.enable_mem_reuse = reuse
@@ -118,6 +116,18 @@ def open_graph(
         return _opened(session, f"CUDA could not be started: {line(e.__cause__ or e)}")
     works = CUDA in session.get_providers()
     return _opened(session, "CUDA starts here" if works else "CUDA could not be started")
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that makes no sense.
+
+    Raises:
+        ParameterError: it is none from 1 to 1024.
+    """
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+        raise ParameterError(
+            f"threads: expected 1 to {_MOST_THREADS}, got {shown(threads)}; leave it out for 1"
+        )
 
 
 def _explicit(

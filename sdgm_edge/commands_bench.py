@@ -45,15 +45,15 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
 ) -> None:
     """Measure how fast bundles are here: reading, generating at several depths, load, first token, memory."""
-    from sdgm_edge.runtime import UsageError, measure_speed, read_bundle
+    from sdgm_edge.runtime import UsageError, check_threads, measure_speed, read_bundle
 
     if output not in _REPORTS:
         raise UsageError(f"--output: expected one of {', '.join(_REPORTS)}, got {output!r}; -o md is usual")
     if as_json and output != "table":
         raise UsageError(f"--json is -o json: expected it alone, got --output {output} too; leave one out")
     counts, tested = _numbers("--threads", threads), _numbers("--depths", depths)
-    if min(counts) < 1:
-        raise UsageError(f"--threads: expected numbers from 1, got {min(counts)}; write them as 1,2")
+    for count in counts:
+        check_threads(count)
     paths = bundles or [newest_bundle()]
     for found in map(read_bundle, paths):  # one that is missing is told before others are measured
         for name in variants or (None,):

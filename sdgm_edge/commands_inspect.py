@@ -58,13 +58,12 @@ def inspect(
 
 
 def _inspect_mixture(bundle: Path, texts: list[str] | None, as_json: bool) -> None:
-    from sdgm_edge.runtime import BundleError, Generator
+    from sdgm_edge.runtime import Generator
 
     from .sources import read_text
 
     generator = Generator.load(bundle)
-    if (components := generator.bundle.mixture) is None:
-        raise BundleError(f"{bundle}: expected a mixture, got a bundle without gmm.npz; train with a prior")
+    components = generator.mixture("--mixture")
     if texts:
         text = read_text(texts)
     else:

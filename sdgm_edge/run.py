@@ -156,6 +156,8 @@ def load_run(folder: Path, device: str = "cpu") -> Run:
         prior = _read_prior(path) if path.exists() else None
     with _whole(folder / "heldout.txt") as path:
         heldout = path.read_bytes().decode()  # its line ends as they are
+        if not heldout:
+            raise EOFError
     return Run(folder, config, model.to(device).eval(), folder / "tokenizer.json", prior, heldout)
 
 
