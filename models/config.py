@@ -47,6 +47,8 @@ class ModelConfig:
     """How many recent tokens the pointer-generator head can copy [M]; 0 for a plain head."""
     copy_width: int = 64
     """Width of the pointer's keys and queries."""
+    copy_context: int = 0
+    """How many of the last tokens the pointer looks for before a token to copy; 0 for none."""
     dropout: float = 0.0
     """Dropout on the embedding, what units and baselines add, and before the head; one mask for a window."""
     atom_dropout: float = 0.0
@@ -59,7 +61,7 @@ class ModelConfig:
         _choice("activation", self.activation, ACTIVATIONS)
         for name in ("vocab_size", "num_layers", "width", "num_atoms", "conv_width", "window", "copy_width"):
             _integer(name, getattr(self, name), 1)
-        for name in ("glu_width", "copy_window"):
+        for name in ("glu_width", "copy_window", "copy_context"):
             _integer(name, getattr(self, name), 0)
         for name in ("dropout", "atom_dropout", "embedding_dropout"):
             rate = getattr(self, name)
@@ -93,7 +95,7 @@ class ModelConfig:
             heeded = MIXERS[self.layer].reads
         else:
             heeded = OF_SOME if self.layer == "ringing" else OF_SOME - {"turning", "quickest"}
-        return OF_SOME - heeded | (frozenset() if self.copy_window else {"copy_width"})
+        return OF_SOME - heeded | (frozenset() if self.copy_window else {"copy_width", "copy_context"})
 
     @property
     def windowed(self) -> bool:

@@ -1,11 +1,15 @@
 """The pointer-generator head: a gate between saying a word of the vocabulary and copying a recent token.
 
     k_j = W_k h_{j−1}                     the key of token w_j is what the model knew just before it came
-    a_t = softmax_j(W_q h_t · k_j / √P)   attention over the last M tokens, w_t included
+    b_tj = Σ_n (β_n + w_n · h_t) [w_{j−n} … w_{j−1} = w_{t−n+1} … w_t]
+                                          what it gains where the last n tokens stand before it
+    a_t = softmax_j(W_q h_t · k_j / √P + b_tj)
+                                          attention over the last M tokens, w_t included
     r_t = Σ_j a_tj E[w_j]                 the context vector
     g_t = sigmoid(w_g · [h_t; r_t])       the gate
     p(w) = g_t · softmax(E W_o [h_t; r_t])_w + (1 − g_t) · Σ_{j: w_j = w} a_tj
 
+b has `copy_context` terms, none by default: a copy then goes on with what followed the same words before.
 The last M keys and ids are the state: constant, however long the text. Ids are held as id + 1, so that the
 zeros of a fresh state are empty places.
 
@@ -15,6 +19,7 @@ Shapes: T time, B batch, D width, P key width, M window.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -47,9 +52,13 @@ class PointerHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         D, P = config.width, config.copy_width
-        self.window = config.copy_window
+        self.window, self.copy_context = config.copy_window, config.copy_context
         self.query = nn.Linear(D, P, bias=False)
         self.key = nn.Linear(D, P, bias=False)
+        if config.copy_context:
+            self.agreement = nn.Linear(D, config.copy_context)
+            nn.init.zeros_(self.agreement.weight)
+            nn.init.ones_(self.agreement.bias)
         self.merge = nn.Linear(2 * D, D, bias=False)
         self.gate = nn.Linear(2 * D, 1)
         nn.init.constant_(self.gate.bias, 2.0)  # begin by trusting the vocabulary
@@ -77,7 +86,10 @@ class PointerHead(nn.Module):
             torch.arange(num_steps, device=ids.device)[:, None] + M - place
         )  # 0 for the token's own place
         seen = (behind >= 0) & (behind < M) & (ids_BJ > 0)[:, None]
-        scores_BTJ = (scores_BTJ / math.sqrt(self.key.out_features)).masked_fill(~seen, -math.inf)
+        scores_BTJ = scores_BTJ / math.sqrt(self.key.out_features)
+        for gain_BTJ in self._agreements(h_TBD, ids_BJ, behind):
+            scores_BTJ = scores_BTJ + gain_BTJ
+        scores_BTJ = scores_BTJ.masked_fill(~seen, -math.inf)
         attention_BTJ = torch.softmax(scores_BTJ, dim=-1)
         words_BJD = embedding((ids_BJ - 1).clamp_min(0).long())
         context_TBD = torch.bmm(attention_BTJ.to(words_BJD.dtype), words_BJD).transpose(0, 1)
@@ -91,6 +103,20 @@ class PointerHead(nn.Module):
             ids_BJ,
         )
         return pointed, (new_keys[:, -1:], keys_BJP[:, num_steps:], ids_BJ[:, num_steps:])
+
+    def _agreements(self, h_TBD: Tensor, ids_BJ: Tensor, behind_TJ: Tensor) -> Iterator[Tensor]:
+        """Yield what each place gains by agreeing for one token more, (B, T, J)."""
+        if not self.copy_context:
+            return
+        num_steps, J = behind_TJ.shape
+        worth_NBT1 = self.agreement(h_TBD).float().permute(2, 1, 0)[..., None]
+        agrees = torch.ones_like(behind_TJ, dtype=torch.bool)
+        for back, worth_BT1 in enumerate(worth_NBT1):
+            before_BJ = functional.pad(ids_BJ, (back + 1, 0))[:, :J]
+            now_BT = functional.pad(ids_BJ, (back, 0))[:, J - num_steps : J]
+            remembered = behind_TJ < self.window - back  # by a state of M ids
+            agrees = agrees & remembered & (before_BJ[:, None] == now_BT[..., None])
+            yield worth_BT1 * agrees
 
 
 def copy_log_probs(pointed: Pointed, targets_TB: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from sdgm_edge.export.gates import check_parity, compare, difference, run_graph,
 from sdgm_edge.export.graph import matrix_names, weights_of
 from sdgm_edge.export.variants import VARIANTS, build, bundle_config, model_as_held
 
-from sdgm_edge.models import SDGM, preset
+from sdgm_edge.models import SDGM, ModelConfig, preset
 from sdgm_edge.runtime import Engine, ParityError
 
 FEW = 96
@@ -236,6 +236,19 @@ def test_one_repeated_token_is_copied_once():
     expected = run_torch(trained.model("ringing with pointer"), ids)
     got = run_graph(engine("ringing with pointer"), ids, [16])
     np.testing.assert_allclose(got["logits"], expected["logits"], **CLOSE)
+
+
+@pytest.mark.parametrize(("window", "context"), [(1, 1), (2, 4), (5, 3), (16, 2), (37, 1)])
+def test_a_pointer_goes_on_with_what_followed_the_same_words(window, context):
+    torch.manual_seed(0)
+    shape = {"width": 16, "num_atoms": 5, "copy_window": window, "copy_width": 6, "copy_context": context}
+    model = SDGM(ModelConfig(vocab_size=trained.VOCAB, **shape)).eval()
+    with torch.no_grad():
+        model.pointer.agreement.weight.normal_()
+    ids, made = some_ids((2, 60)) % 3, engine_of(model, VARIANTS[32].plan(weights_of(model)))
+    at_once, singly = run_graph(made, ids, [11, 1, 48]), run_graph(made, ids, [1] * 60)
+    np.testing.assert_allclose(at_once["logits"], run_torch(model, ids)["logits"], **CLOSE)
+    assert all(np.array_equal(at_once[part], singly[part]) for part in singly)
 
 
 @pytest.mark.parametrize("bits", VARIANTS)

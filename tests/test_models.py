@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ def config(**changes):
 FAMILY = {
     "ringing": config(),
     "ringing with a pointer": config(copy_window=7, copy_width=8),
+    "ringing with a pointer that goes on": config(copy_window=30, copy_width=8, copy_context=2),
     "ringing, conv of one token": config(conv_width=1, glu_width=0),
     "ringing, many atoms": config(num_atoms=FEW // 2 + 1),
     "clock": config(layer="clock", activation="softmax"),
@@ -260,6 +262,42 @@ def test_pointer_gives_a_distribution_and_copies_only_what_its_window_holds():
         torch.testing.assert_close(one[:, 0], p[0, :, word], atol=FORMS, rtol=1e-3)
 
 
+@torch.no_grad()
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(1, 24), window=st.integers(1, 9), context=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_place_gains_by_every_token_before_it_that_the_text_ends_with(steps, window, context, seed):
+    torch.manual_seed(seed)
+    shape = {"copy_window": window, "copy_width": 8}
+    plain = SDGM(config(**shape)).eval()
+    model = SDGM(config(copy_context=context, **shape)).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    model.pointer.agreement.bias.copy_(torch.randn(context))
+    ids = tokens(1, steps, seed) % 3
+    without, got = (m.features(ids.T, m.initial_state()).pointed.attention_TBJ[:, 0] for m in (plain, model))
+    text, gains = ids[0].tolist(), [0.0, *model.pointer.agreement.bias.cumsum(0).tolist()]
+    expected = torch.zeros_like(without)
+    for t in range(steps):
+        first = max(0, t - window)  # the oldest token that the state and this step hold
+        for j in range(max(0, t - window + 1), t + 1):
+            pairs = zip(text[first:j][::-1][:context], text[: t + 1][::-1], strict=False)
+            agree = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            expected[t, window + j] = without[t, window + j] * math.exp(gains[agree])
+    torch.testing.assert_close(got, expected / expected.sum(1, keepdim=True), atol=FORMS, rtol=FORMS)
+
+
+@torch.no_grad()
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(2, 24), window=st.integers(1, 9), context=st.integers(1, 4), seed=st.integers(0, 99))
+def test_what_a_place_gains_is_the_same_step_by_step(steps, window, context, seed):
+    torch.manual_seed(seed)
+    model = SDGM(config(copy_window=window, copy_width=8, copy_context=context)).eval()
+    ids, state = tokens(2, steps, seed) % 3, model.initial_state(2)
+    whole = model(ids)
+    for t in range(steps):
+        logits, _, state = model.step(ids[:, t], state)
+        torch.testing.assert_close(logits, whole.logits_BTV[:, t], atol=FORMS, rtol=FORMS)
+
+
 def test_state_layout_is_the_state():
     for member in FAMILY.values():
         model = SDGM(member)
@@ -284,6 +322,7 @@ def test_config_round_trips_and_names_what_is_wrong():
         ({"width": 0}, "model.width must be a whole number of at least 1, got 0"),
         ({"num_atoms": 2.5}, "model.num_atoms must be a whole number"),
         ({"copy_window": -1}, "model.copy_window must be a whole number of at least 0"),
+        ({"copy_context": -1}, "model.copy_context must be a whole number of at least 0"),
         ({"dropout": 1.0}, r"model.dropout must lie in \[0, 1\), got 1.0"),
         ({"atom_dropout": -0.1}, r"model.atom_dropout must lie in \[0, 1\), got -0.1"),
         ({"residual": 1}, "model.residual must be true or false"),

@@ -21,6 +21,9 @@ VOCAB = tiny.VOCAB
 CONFIGS: dict[str, dict[str, Any]] = {
     "ringing": {"num_layers": 2, "width": 24, "num_atoms": 10, "glu_width": 20},
     "ringing with pointer": {"width": 16, "num_atoms": 5, "copy_window": 7, "copy_width": 6},
+    "ringing with pointer that goes on": {
+        "width": 16, "num_atoms": 5, "copy_window": 20, "copy_width": 6, "copy_context": 2,
+    },
     "ringing, one tap": {"width": 17, "num_atoms": 3, "conv_width": 1, "activation": "gelu"},
     "ringing, bare": {"width": 16, "num_atoms": 4, "residual": False, "activation": "identity"},
     "clock": {
