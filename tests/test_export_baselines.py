@@ -15,7 +15,7 @@ from sdgm_edge.models import MIXERS, ModelConfig, build_model
 from sdgm_edge.runtime import ParityError, Stepper
 
 WINDOW, STEPS = 32, 85
-POINTER = {"copy_window": 20, "copy_width": 6}
+POINTER = {"copy_window": 20, "copy_width": 6, "copy_context": 2}
 BASE = {"num_layers": 2, "width": 24, "num_atoms": 7, "conv_width": 3, "window": WINDOW, "glu_width": 10}
 
 
