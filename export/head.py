@@ -96,28 +96,26 @@ def _attend(
         if fill:
             scores = g.op("Add", scores, np.where(np.arange(-fill, M) < 0, -UNSEEN, np.float32(0)))
         if t.config.copy_context:
-            scores = g.op("Add", scores, _agreement(t, hidden_U, marks, fill))
+            scores = g.op("Add", scores, _agreement(t, marks, fill))
         attention = g.op("Softmax", scores, axis=-1)
     with g.at("context"):
         return attention, words_UW, embedding.mean_of_rows(attention, words, words_UW, places_UW)
 
 
-def _agreement(t: Trace, hidden_U: ir.Value, marks: ir.Value, fill: int) -> ir.Value:
+def _agreement(t: Trace, marks: ir.Value, fill: int) -> ir.Value:
     """Return what places gain before which the last tokens stand, (B, U, W)."""
     g, M, N = t.g, t.config.copy_window, t.config.copy_context
     with g.at("agreement"):
         back, place = np.arange(N)[:, None], np.arange(-fill, M)
-        remembered = place >= back  # the past of the oldest places is forgotten
+        remembered = place >= back  # the past of the oldest places is forgotten, and gains nothing
         before, last = np.where(remembered, place - back, 0), np.maximum(M - back, 0)
         read = np.hstack([before, last]).astype(np.int32)
         table = g.op("Add", np.arange(t.chunk, dtype=np.int32)[:, None, None], read)
         tokens = g.op("Gather", marks, g.op("Slice", table, t.start, t.num_steps), axis=1)
         agrees = g.op("Equal", *g.ops(2, "Split", tokens, ints(fill + M, 1), axis=-1))
-        agrees = g.op("And", agrees, remembered)
-        weight, bias = (t.weights[f"pointer.agreement.{part}"].cumsum(0) for part in ("weight", "bias"))
-        worth = g.op("Unsqueeze", g.op("Add", g.op("MatMul", hidden_U, weight.T), bias), ints(-1))
-        agrees_N, worth_N = (g.ops(N, "Split", x, axis=2, num_outputs=N) for x in (agrees, worth))
-        gain, less = worth_N[-1], [g.constant(np.float32(0)), *worth_N[:-1]]
+        agrees_N = g.ops(N, "Split", agrees, axis=2, num_outputs=N)
+        worth_NW = np.cumsum(t.weights["pointer.agreement"][:, None] * remembered, axis=0, dtype=np.float32)
+        gain, less = g.constant(worth_NW[-1]), [np.zeros(1, np.float32), *worth_NW[:-1]]
         for n in reversed(range(N)):
             gain = g.op("Where", agrees_N[n], gain, less[n])
         return g.op("Squeeze", gain, ints(2))

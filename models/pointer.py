@@ -1,7 +1,7 @@
 """The pointer-generator head: a gate between saying a word of the vocabulary and copying a recent token.
 
     k_j = W_k h_{j−1}                     the key of token w_j is what the model knew just before it came
-    b_tj = Σ_n (β_n + w_n · h_t) [w_{j−n} … w_{j−1} = w_{t−n+1} … w_t]
+    b_tj = Σ_n β_n [w_{j−n} … w_{j−1} = w_{t−n+1} … w_t]
                                           what it gains where the last n tokens stand before it
     a_t = softmax_j(W_q h_t · k_j / √P + b_tj)
                                           attention over the last M tokens, w_t included
@@ -56,9 +56,7 @@ class PointerHead(nn.Module):
         self.query = nn.Linear(D, P, bias=False)
         self.key = nn.Linear(D, P, bias=False)
         if config.copy_context:
-            self.agreement = nn.Linear(D, config.copy_context)
-            nn.init.zeros_(self.agreement.weight)
-            nn.init.ones_(self.agreement.bias)
+            self.agreement = nn.Parameter(torch.ones(config.copy_context))
         self.merge = nn.Linear(2 * D, D, bias=False)
         self.gate = nn.Linear(2 * D, 1)
         nn.init.constant_(self.gate.bias, 2.0)  # begin by trusting the vocabulary
@@ -87,7 +85,7 @@ class PointerHead(nn.Module):
         )  # 0 for the token's own place
         seen = (behind >= 0) & (behind < M) & (ids_BJ > 0)[:, None]
         scores_BTJ = scores_BTJ / math.sqrt(self.key.out_features)
-        for gain_BTJ in self._agreements(h_TBD, ids_BJ, behind):
+        for gain_BTJ in self._agreements(ids_BJ, behind):
             scores_BTJ = scores_BTJ + gain_BTJ
         scores_BTJ = scores_BTJ.masked_fill(~seen, -math.inf)
         attention_BTJ = torch.softmax(scores_BTJ, dim=-1)
@@ -104,19 +102,16 @@ class PointerHead(nn.Module):
         )
         return pointed, (new_keys[:, -1:], keys_BJP[:, num_steps:], ids_BJ[:, num_steps:])
 
-    def _agreements(self, h_TBD: Tensor, ids_BJ: Tensor, behind_TJ: Tensor) -> Iterator[Tensor]:
+    def _agreements(self, ids_BJ: Tensor, behind_TJ: Tensor) -> Iterator[Tensor]:
         """Yield what each place gains by agreeing for one token more, (B, T, J)."""
-        if not self.copy_context:
-            return
         num_steps, J = behind_TJ.shape
-        worth_NBT1 = self.agreement(h_TBD).float().permute(2, 1, 0)[..., None]
         agrees = torch.ones_like(behind_TJ, dtype=torch.bool)
-        for back, worth_BT1 in enumerate(worth_NBT1):
+        for back, worth in enumerate(self.agreement if self.copy_context else ()):
             before_BJ = functional.pad(ids_BJ, (back + 1, 0))[:, :J]
             now_BT = functional.pad(ids_BJ, (back, 0))[:, J - num_steps : J]
             remembered = behind_TJ < self.window - back  # by a state of M ids
             agrees = agrees & remembered & (before_BJ[:, None] == now_BT[..., None])
-            yield worth_BT1 * agrees
+            yield worth.float() * agrees
 
 
 def copy_log_probs(pointed: Pointed, targets_TB: Tensor) -> Tensor:

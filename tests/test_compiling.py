@@ -53,7 +53,8 @@ def test_what_surrounds_a_function_is_compiled():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch itself
 @pytest.mark.parametrize(
-    ("preset", "model"), [("edge-nano", {}), ("edge-nano", {"copy_window": 8, "copy_context": 2}), ("paper", {"copy_window": 8})]
+    ("preset", "model"),
+    [("edge-nano", {}), ("edge-nano", {"copy_window": 8, "copy_context": 2}), ("paper", {"copy_window": 8})],
 )
 def test_a_step_of_training_is_the_same_compiled(preset, model):
     sizes = {"width": 16, "num_atoms": 8, "window": 16}

@@ -244,7 +244,7 @@ def test_a_pointer_goes_on_with_what_followed_the_same_words(window, context):
     shape = {"width": 16, "num_atoms": 5, "copy_window": window, "copy_width": 6, "copy_context": context}
     model = SDGM(ModelConfig(vocab_size=trained.VOCAB, **shape)).eval()
     with torch.no_grad():
-        model.pointer.agreement.weight.normal_()
+        model.pointer.agreement.copy_(torch.arange(1.0, context + 1))
     ids, made = some_ids((2, 60)) % 3, engine_of(model, VARIANTS[32].plan(weights_of(model)))
     at_once, singly = run_graph(made, ids, [11, 1, 48]), run_graph(made, ids, [1] * 60)
     np.testing.assert_allclose(at_once["logits"], run_torch(model, ids)["logits"], **CLOSE)

@@ -271,10 +271,10 @@ def test_a_place_gains_by_every_token_before_it_that_the_text_ends_with(steps, w
     plain = SDGM(config(**shape)).eval()
     model = SDGM(config(copy_context=context, **shape)).eval()
     model.load_state_dict(plain.state_dict(), strict=False)
-    model.pointer.agreement.bias.copy_(torch.randn(context))
+    model.pointer.agreement.copy_(torch.randn(context))
     ids = tokens(1, steps, seed) % 3
     without, got = (m.features(ids.T, m.initial_state()).pointed.attention_TBJ[:, 0] for m in (plain, model))
-    text, gains = ids[0].tolist(), [0.0, *model.pointer.agreement.bias.cumsum(0).tolist()]
+    text, gains = ids[0].tolist(), [0.0, *model.pointer.agreement.cumsum(0).tolist()]
     expected = torch.zeros_like(without)
     for t in range(steps):
         first = max(0, t - window)  # the oldest token that the state and this step hold
