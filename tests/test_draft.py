@@ -23,7 +23,10 @@ from sdgm_edge.runtime import (
 )
 
 PROMPT = "Once upon a time there was a small river. Once upon a time there was a bell, and the bell"
-EXACT = ("fp32", "rows8", "q4", "fp32 with pointer", "rows8 with pointer", "q4 with pointer")
+EXACT = (
+    "fp32", "rows8", "q4", "fp32 with pointer", "rows8 with pointer", "q4 with pointer",
+    "fp32 with pointer that goes on", "rows8 with pointer that goes on",
+)  # fmt: skip
 
 
 @functools.cache
