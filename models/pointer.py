@@ -19,7 +19,6 @@ Shapes: T time, B batch, D width, P key width, M window.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -85,8 +84,8 @@ class PointerHead(nn.Module):
         )  # 0 for the token's own place
         seen = (behind >= 0) & (behind < M) & (ids_BJ > 0)[:, None]
         scores_BTJ = scores_BTJ / math.sqrt(self.key.out_features)
-        for gain_BTJ in self._agreements(ids_BJ, behind):
-            scores_BTJ = scores_BTJ + gain_BTJ
+        if self.copy_context:
+            scores_BTJ = scores_BTJ + self._gain(ids_BJ, behind)
         scores_BTJ = scores_BTJ.masked_fill(~seen, -math.inf)
         attention_BTJ = torch.softmax(scores_BTJ, dim=-1)
         words_BJD = embedding((ids_BJ - 1).clamp_min(0).long())
@@ -102,16 +101,18 @@ class PointerHead(nn.Module):
         )
         return pointed, (new_keys[:, -1:], keys_BJP[:, num_steps:], ids_BJ[:, num_steps:])
 
-    def _agreements(self, ids_BJ: Tensor, behind_TJ: Tensor) -> Iterator[Tensor]:
-        """Yield what each place gains by agreeing for one token more, (B, T, J)."""
+    def _gain(self, ids_BJ: Tensor, behind_TJ: Tensor) -> Tensor:
+        """Return what places gain before which the last tokens stand, (B, T, J)."""
         num_steps, J = behind_TJ.shape
+        gain = torch.zeros((), device=ids_BJ.device)
         agrees = torch.ones_like(behind_TJ, dtype=torch.bool)
-        for back, worth in enumerate(self.agreement if self.copy_context else ()):
+        for back, worth in enumerate(self.agreement.float()):
             before_BJ = functional.pad(ids_BJ, (back + 1, 0))[:, :J]
             now_BT = functional.pad(ids_BJ, (back, 0))[:, J - num_steps : J]
             remembered = behind_TJ < self.window - back  # by a state of M ids
             agrees = agrees & remembered & (before_BJ[:, None] == now_BT[..., None])
-            yield worth.float() * agrees
+            gain = gain + worth * agrees
+        return gain
 
 
 def copy_log_probs(pointed: Pointed, targets_TB: Tensor) -> Tensor:
