@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from sdgm_edge.export.atoms import atoms_record
 from sdgm_edge.export.graph import weights_of
-from sdgm_edge.export.screening import EXACT_WORDS, find_screen
+from sdgm_edge.export.screening import screen_for
 from sdgm_edge.export.sizing import small_files
 from sdgm_edge.export.variants import VARIANTS, build
 
@@ -65,7 +65,7 @@ class Bench:
         plan, screen = variant.plan(weights), None
         if screened:
             model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-            screen = find_screen(model, EXACT_WORDS[plan["embedding.weight"]])
+            screen = screen_for(model, plan["embedding.weight"])
         graph = build(config, weights, plan, screen)
         files = {
             **small_files(config, self._tokenizer(config.vocab_size)),

@@ -25,7 +25,7 @@ import torch
 from bundles import described
 from sdgm_edge.export.graph import weights_of
 from sdgm_edge.export.reach import find_reach
-from sdgm_edge.export.variants import VARIANTS, Variant, build, bundle_config
+from sdgm_edge.export.variants import ROWS, VARIANTS, Variant, build, bundle_config
 
 from sdgm_edge.console import print_table
 from sdgm_edge.models import SDGM, preset
@@ -40,7 +40,7 @@ Graph: TypeAlias = tuple[Variant, Mapping[str, float] | None]
 
 
 def engines(name: str, pointer: int, drafts: bool) -> dict[str, Engine]:
-    """The preset in every variant; also with a pointer to so many tokens, and in 8 bits for drafts."""
+    """The preset in every variant; also with a pointer to so many tokens, and as drafts need it."""
     made = {}
     for window in dict.fromkeys((0, pointer)):
         torch.manual_seed(0)
@@ -48,7 +48,9 @@ def engines(name: str, pointer: int, drafts: bool) -> dict[str, Engine]:
         config, weights = model.config, weights_of(model)
         graphs: dict[str, Graph] = {v.name: (v, None) for v in VARIANTS.values()}
         if drafts:
-            graphs["int8 for drafts"] = VARIANTS[8].by_rows(), find_reach(model)
+            reach = find_reach(model)
+            for variant in (VARIANTS[bits] for bits in ROWS):
+                graphs[f"{variant.name} for drafts"] = variant.by_rows(), reach
         for told, (variant, reach) in graphs.items():
             told += f", pointer {window}" if window else ""
             graph = build(config, weights, variant.plan(weights), reach=reach)
@@ -87,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a call of a graph costs, on this machine.")
     parser.add_argument("--preset", default="edge-small")
     parser.add_argument("--pointer", type=int, default=0, metavar="M", help="also with a pointer to M tokens")
-    parser.add_argument("--drafts", action="store_true", help="also 8 bits as export --drafts has them")
+    parser.add_argument("--drafts", action="store_true", help="also 8 and 4 bits as export --drafts has them")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with pinned(1):

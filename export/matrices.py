@@ -7,14 +7,15 @@
 | int8      | DynamicQuantizeMatMul                     | int8, a scale for each column  | uint8, a tensor  |
 | rows8     | MatMulIntegerToFloat                      | int8, a scale for each column  | uint8, a row     |
 | q8, q4    | MatMulNBits, accuracy level 4             | 8 or 4 bits, a scale per block | int8, a block    |
+| rows4     | the same                                  | 4 bits, blocks of 32 at most   | int8, a block    |
 
 `int8` is the quickest where many tokens come at once, and close to the quickest for one. `q8` is the
 quickest for one, twice as slow for many, and holds its rows together, which an embedding needs; `q4` reads
 half as much. Levels 0 to 3 of MatMulNBits compute in float and lose everything that was gained.
 
-In fp32 and rows8, and in q4 where there is AVX-512 VNNI, rows do not see each other: what a token gives does
-not depend, bit for bit, on how many others are computed at once, and so a draft can be checked exactly.
-`int8` has one scale for all rows, and q8 computes one row and several in different orders. `rows8` is as
+In fp32 and rows8, and in rows4 where there is AVX-512 VNNI, rows do not see each other: what a token gives
+does not depend, bit for bit, on how many others are computed at once, and so a draft can be checked exactly.
+`int8` has one scale for all rows; q8 and q4 compute one row and several in different orders. `rows8` is as
 quick as `int8` for many and loses less. It takes six nodes instead of one, which a single token of a small
 model feels; where all rows are about equally loud, the step of their rounding may be the same for all
 (`reach.py`), and two nodes do.
@@ -31,13 +32,16 @@ import onnx_ir as ir
 
 from .builder import CONTRIB, Array, Builder, Input, ints, mark_atoms
 
-Precision: TypeAlias = Literal["fp32", "fp16", "int8", "rows8", "q8", "q4"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "rows8", "q8", "q4", "rows4"]
 Plan: TypeAlias = Mapping[str, Precision]
 """Precision of every matrix, by its name in the model."""
 
 COLUMNS = ("int8", "rows8")
-BITS = {"q8": 8, "q4": 4}
-LARGEST_BLOCK = {"q8": 128, "q4": 32}
+BITS = {"q8": 8, "q4": 4, "rows4": 4}
+BLOCKS = {"q8": (16, 32, 64, 128), "q4": (16, 32, 64, 128), "rows4": (16, 32)}
+"""How many weights may share a scale."""
+SCALE_COST = 16
+"""What a scale adds to the time of its block, in weights (`benchmarks/graph.py` times the whole)."""
 SCALE_CANDIDATES = np.linspace(0.7, 1.0, 16, dtype=np.float32)
 
 
@@ -93,8 +97,8 @@ def quantize_blocks(weight_NK: Array, precision: Precision) -> Blocks:
 
 
 def block_size(num_columns: int, precision: Precision) -> int:
-    """Return how many weights share a scale: a power of two, at least 16."""
-    return max(16, min(LARGEST_BLOCK[precision], 1 << (num_columns - 1).bit_length()))
+    """Return how many weights share a scale: what takes least time, filled up with zeros as it must be."""
+    return min(BLOCKS[precision], key=lambda size: -(-num_columns // size) * (size + SCALE_COST))
 
 
 def dequantize_blocks(blocks: Blocks, num_columns: int) -> Array:

@@ -46,7 +46,7 @@ from .graph import weights_of
 from .matrices import Precision
 from .reach import find_reach
 from .report import ExportReport, VariantExport
-from .screening import EXACT_WORDS, MAX_INCREASE, SCREENED_BITS, Screen, Screening, find_screen, is_large
+from .screening import MAX_INCREASE, SCREENED_BITS, Screen, Screening, is_large, screen_for
 from .search import Found, mixed_precision
 from .variants import CHUNK, VARIANTS, Variant, build, bundle_config, model_as_held, variant_of
 from .writing import Gated, Passed, write_export
@@ -272,7 +272,7 @@ class _Gates:
             AccuracyError: it loses too much, and was asked for.
         """
         self.progress(f"{variant.name}: screening the head")
-        screen = find_screen(self.model, EXACT_WORDS[whole.plan["embedding.weight"]])
+        screen = screen_for(self.model, whole.plan["embedding.weight"])
         graph = build(self.config, self.weights, whole.plan, screen, self.reach)
         score = self._score(self._engine(graph, variant), variant)
         found = Found(whole.plan, graph, accuracy(score, reference, self.limit))

@@ -40,9 +40,7 @@ LEAST_WEIGHTS = 1 << 23
 """Heads from here on are screened unless asked otherwise: smaller ones are read whole as quickly."""
 MAX_INCREASE = 0.01
 """Most that a screened head may add to the perplexity of a whole one."""
-PREVIEW: Precision = "q4"
-"""How Q is held."""
-EXACT_WORDS: Mapping[Precision, int] = {"int8": 256, "q8": 256, "rows8": 256, "q4": 128}
+EXACT_WORDS: Mapping[Precision, int] = {"q8": 256, "rows8": 256, "q4": 128, "rows4": 128}
 """By how the embedding is held: ONNX Runtime looks rows of 4 bits up at a third of the speed."""
 LANES, STEPS = 64, 128
 """Of the text that the model writes to be seen on."""
@@ -60,6 +58,8 @@ class Screen:
     """b′."""
     num_exact: int
     """N."""
+    precision: Precision
+    """How Q is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Previewed(SDGM):
 
     def __init__(self, config: ModelConfig, screen: Screen) -> None:
         super().__init__(config)
-        held = {"down": screen.down_RD, "up": as_held(screen.up_VR, PREVIEW), "lift": screen.bias_V}
+        held = {"down": screen.down_RD, "up": as_held(screen.up_VR, screen.precision), "lift": screen.bias_V}
         for name, array in held.items():
             self.register_buffer(name, torch.from_numpy(array.copy()), persistent=False)
 
@@ -102,7 +102,13 @@ def is_large(config: ModelConfig, bits: int) -> bool:
     return bits in SCREENED_BITS and size >= LEAST_WEIGHTS and not config.copy_window
 
 
-def find_screen(model: SDGM, num_exact: int) -> Screen:
+def screen_for(model: SDGM, embedding: Precision) -> Screen:
+    """Return the screen of a model whose embedding is held so; by rows, if the embedding is."""
+    precision: Precision = "rows4" if embedding.startswith("rows") else "q4"
+    return find_screen(model, EXACT_WORDS[embedding], precision)
+
+
+def find_screen(model: SDGM, num_exact: int, precision: Precision = "q4") -> Screen:
     """Return the nearest preview of a model's head.
 
     The same model gives the same one. Exact logits for `num_exact` words, or for a quarter of the vocabulary
@@ -124,7 +130,7 @@ def find_screen(model: SDGM, num_exact: int) -> Screen:
     up, down = spread @ directions, np.linalg.solve(lower.T, directions).T
     lift = bias + weight @ mean - up @ (down @ mean)
     down, up, lift = (np.ascontiguousarray(x, np.float32) for x in (down, up, lift))
-    return Screen(down, up, lift, min(num_exact, max(1, V // 4)))
+    return Screen(down, up, lift, min(num_exact, max(1, V // 4)), precision)
 
 
 def rank_of(width: int) -> int:
@@ -172,7 +178,7 @@ def screened_scores(t: Trace, embedding: Matrix, hidden: ir.Value, screen: Scree
     g, body, V = t.g, t.g.branch(), t.config.vocab_size
     with g.at("preview"):
         code = Matrix(g, "preview.down", screen.down_RD, "fp32").product(hidden)
-        preview = Matrix(g, "preview.up", screen.up_VR, PREVIEW).product(code, screen.bias_V)
+        preview = Matrix(g, "preview.up", screen.up_VR, screen.precision).product(code, screen.bias_V)
     with g.at("exact"):
         bias = t.weight("bias")
         preview_BV = body.input("preview", ir.DataType.FLOAT, ("batch", V))

@@ -64,7 +64,7 @@ def untrained_screen(config: ModelConfig, variant: Variant, weights: Mapping[str
     row = weights["embedding.weight"][0, :rank]
     up = np.broadcast_to(row, (config.vocab_size, rank))
     down = np.broadcast_to(weights["embedding.weight"][0], (rank, config.width))
-    return Screen(down, up, weights["bias"], min(exact, config.vocab_size // 4))
+    return Screen(down, up, weights["bias"], min(exact, config.vocab_size // 4), "q4")
 
 
 def untrained_graph(config: ModelConfig, variant: Variant) -> bytes:

@@ -15,6 +15,8 @@ from .graph import build_graph, matrix_names, weights_of
 from .matrices import Plan, Precision, as_held
 from .screening import Previewed, Screen
 
+ROWS: Mapping[int, Precision] = {8: "rows8", 4: "rows4"}
+"""By bits, the precision in which several tokens at once give what they give one by one."""
 CHUNK = {"ringing": 128, "clock": 16}
 """Most tokens that one call takes; fewer for a clock, whose atoms are a whole dictionary for each token."""
 
@@ -46,19 +48,24 @@ class Variant:
     def plan(self, weights: Mapping[str, Array], names: Iterable[str] | None = None) -> dict[str, Precision]:
         """Return the precision of the embedding and of every matrix; `names` are those of a baseline.
 
-        A pointer looks up the rows of all words in its window, which q8 takes long for.
+        A pointer looks up the rows of all words in its window, which q8 takes long for. Where atoms lie side
+        by side in 4 bits, blocks are small: any multiple of 32 atoms can be kept (`runtime/atoms.py`).
         """
         names = matrix_names(weights) if names is None else names
         points = "pointer.key.weight" in weights
         embedding = "rows8" if points and self.bits == 8 else self.embedding
-        return {**dict.fromkeys(names, self.matrices), "embedding.weight": embedding}
+        plan = {**dict.fromkeys(names, self.matrices), "embedding.weight": embedding}
+        small = [name for name in plan if self.bits == 4 and name.endswith(".atoms.synthesis.weight")]
+        return plan | dict.fromkeys(small, "rows4")
 
     def by_rows(self) -> Variant:
         """Return the same with products that round each token's activations as if it were alone.
 
         Several tokens at once then give, bit for bit, what they give one by one: drafts can be checked.
         """
-        return replace(self, matrices="rows8", embedding="rows8") if self.bits == 8 else self
+        if self.bits not in ROWS:
+            return self
+        return replace(self, matrices=ROWS[self.bits], embedding=ROWS[self.bits])
 
 
 VARIANTS = {

@@ -359,7 +359,9 @@ class Generator:
         most = min(draft + 1, self.engine.chunk)
         if off := self.engine.differs(most):
             again = "export the bundle again with --drafts"
-            other = again if self.variant == "int8" else "try another variant"
+            if self.variant == "q4":
+                again += ", which in 4 bits serves where there is AVX-512 VNNI"
+            other = again if self.variant in ("int8", "q4") else "try another variant"
             raise ParameterError(
                 f"draft: expected a graph that gives for {most} tokens at once what it gives one by one, got "
                 f"one ({self.variant} on {self.provider}) that is off by {off:.2g}: the text would change; "

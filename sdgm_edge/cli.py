@@ -265,7 +265,7 @@ def export(
         typer.Option(help="Tokens that a head that points looks back over. Default: as it was trained."),
     ] = None,
     drafts: Annotated[
-        bool, typer.Option("--drafts", help="Round each token of int8 as if alone: drafts are then exact.")
+        bool, typer.Option("--drafts", help="Round each token as if alone in 8 and 4 bits: drafts are exact.")
     ] = False,
     loop: Annotated[
         bool, typer.Option("--loop", help="Write generate.onnx too: the decoding loop as a graph.")

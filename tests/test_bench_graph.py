@@ -22,7 +22,7 @@ def measured(*options: str) -> dict[str, dict[str, float]]:
 
 def test_a_pointer_and_drafts_stand_beside_what_they_add_to() -> None:
     found = measured("--preset", "edge-nano", "--pointer", "16", "--drafts")
-    variants = ["int8", "q4", "fp32", "fp16", "int8 for drafts"]
+    variants = ["int8", "q4", "fp32", "fp16", "int8 for drafts", "q4 for drafts"]
     assert list(found) == [*variants, *(f"{variant}, pointer 16" for variant in variants)]
 
 

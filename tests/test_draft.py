@@ -24,7 +24,7 @@ from sdgm_edge.runtime import (
 
 PROMPT = "Once upon a time there was a small river. Once upon a time there was a bell, and the bell"
 EXACT = (
-    "fp32", "rows8", "q4", "fp32 with pointer", "rows8 with pointer", "q4 with pointer",
+    "fp32", "rows8", "rows4", "fp32 with pointer", "rows8 with pointer", "rows4 with pointer",
     "fp32 with pointer that goes on", "rows8 with pointer that goes on",
 )  # fmt: skip
 

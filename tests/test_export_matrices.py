@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from sdgm_edge.export.builder import Builder
 from sdgm_edge.export.matrices import (
     BITS,
+    BLOCKS,
+    SCALE_COST,
     Matrix,
     as_held,
     block_size,
@@ -15,7 +17,7 @@ from sdgm_edge.export.matrices import (
     quantize_columns,
 )
 
-PRECISIONS = ("fp32", "fp16", "int8", "rows8", "q8", "q4")
+PRECISIONS = ("fp32", "fp16", "int8", "rows8", "q8", "q4", "rows4")
 BY_ROWS = tuple(p for p in PRECISIONS if p != "int8")
 
 
@@ -103,18 +105,26 @@ def test_blocks_hold_a_matrix_of_any_width(precision, columns):
     assert np.abs(held - weight(5, columns)).max() <= 2 * step
 
 
-@given(st.integers(1, 300))
-def test_block_sizes_are_powers_of_two_from_16(columns):
-    for precision, largest in (("q8", 128), ("q4", 32)):
-        size = block_size(columns, precision)
-        assert 16 <= size <= largest
-        assert size & (size - 1) == 0
-        assert size >= min(columns, largest)
+@given(st.integers(1, 3000), st.sampled_from(sorted(BITS)))
+def test_no_other_block_size_is_quicker(columns, precision):
+    size = block_size(columns, precision)
+    assert size in BLOCKS[precision]
+    blocks = -(-columns // size)
+    for other in BLOCKS[precision]:
+        assert blocks * (size + SCALE_COST) <= -(-columns // other) * (other + SCALE_COST)
+
+
+@pytest.mark.parametrize(
+    ("columns", "q4", "rows4"),
+    [(1, 16, 16), (20, 32, 32), (64, 64, 32), (160, 32, 32), (352, 128, 32), (416, 64, 32), (640, 128, 32)],
+)
+def test_a_scale_is_shared_by_as_many_weights_as_is_worth_the_zeros(columns, q4, rows4):
+    assert (block_size(columns, "q4"), block_size(columns, "rows4")) == (q4, rows4)
 
 
 def test_searched_scales_lose_less_than_full_range():
     matrix = weight(64, 128)
-    blocks = matrix.reshape(64, -1, 32)
+    blocks = matrix.reshape(64, -1, block_size(128, "q4"))
     scale = np.abs(blocks).max(-1, keepdims=True) / 7
     plain = np.clip(np.rint(blocks / scale), -8, 7) * scale
     searched = as_held(matrix, "q4").reshape(blocks.shape)
@@ -178,7 +188,7 @@ def test_rows_and_product_share_one_matrix(precision):
     assert np.abs(got - expected).max() < 2e-2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "rows8", "q4"])
+@pytest.mark.parametrize("precision", ["fp32", "rows8", "rows4"])
 @pytest.mark.parametrize(("rows", "columns"), [(48, 20), (300, 128), (65, 512)])
 @pytest.mark.parametrize("by_rows", [False, True])
 def test_rows_do_not_see_each_other(precision, rows, columns, by_rows):

@@ -21,8 +21,8 @@ SOME = 12
 
 
 @functools.cache
-def screen_of(name="ringing"):
-    return find_screen(trained.model(name), SOME)
+def screen_of(name="ringing", precision="q4"):
+    return find_screen(trained.model(name), SOME, precision)
 
 
 def engine_of(name, bits=32, screen=None):
@@ -32,9 +32,8 @@ def engine_of(name, bits=32, screen=None):
 
 
 @pytest.mark.parametrize("name", ["ringing", "ringing, bare", "clock"])
-def test_the_graph_computes_what_torch_computes(name, monkeypatch):
-    monkeypatch.setattr(screening, "PREVIEW", "fp32")  # 4 bits round activations too
-    model, screen = trained.model(name), screen_of(name)
+def test_the_graph_computes_what_torch_computes(name):
+    model, screen = trained.model(name), screen_of(name, "fp32")  # 4 bits round activations too
     engine, preview = engine_of(name, screen=screen), model_as_held(model, {}, screen)
     check_parity(VARIANTS[32], model, engine, 64, preview)
     with pytest.raises(ParityError, match="logits"):
@@ -50,25 +49,26 @@ def test_variants_are_near_torch_with_the_same_rounded_weights(bits):
     check_parity(VARIANTS[bits], held, engine_of("ringing", bits, screen), 64, preview)
 
 
-def test_the_likeliest_words_have_the_logits_of_the_whole_head(monkeypatch):
-    monkeypatch.setattr(screening, "PREVIEW", "fp32")
+def test_the_likeliest_words_have_the_logits_of_the_whole_head():
+    screen = screen_of(precision="fp32")
     ids = np.random.default_rng(0).integers(0, trained.VOCAB, 40).tolist()
-    whole, screened = engine_of("ringing"), engine_of("ringing", screen=screen_of())
+    whole, screened = engine_of("ringing"), engine_of("ringing", screen=screen)
     exact_TV, state = whole.all(ids, whole.zeros())
     found_TV, found_state = screened.all(ids, screened.zeros())
-    preview = model_as_held(trained.model(), {}, screen_of())
+    preview = model_as_held(trained.model(), {}, screen)
     preview_TV = preview(torch.tensor([ids])).logits_BTV[0].detach().numpy()
     first_TN = np.argsort(-preview_TV)[:, :SOME]
     expected_TV = preview_TV.copy()
     np.put_along_axis(expected_TV, first_TN, np.take_along_axis(exact_TV, first_TN, 1), 1)
     assert np.allclose(found_TV, expected_TV, rtol=1e-5, atol=1e-5)
     assert np.array_equal(state, found_state)  # the body is the same
-    everything = engine_of("ringing", screen=replace(screen_of(), num_exact=trained.VOCAB))
+    everything = engine_of("ringing", screen=replace(screen, num_exact=trained.VOCAB))
     assert np.allclose(everything.all(ids, everything.zeros())[0], exact_TV, rtol=1e-5, atol=1e-5)
 
 
 def test_positions_do_not_see_each_other():
-    engine = engine_of("ringing", screen=screen_of())
+    trained.needs_rows_alone("rows4")
+    engine = engine_of("ringing", screen=screen_of(precision="rows4"))
     ids = np.random.default_rng(1).integers(0, trained.VOCAB, 9).tolist()
     together_TV, _ = engine.all(ids, engine.zeros())
     state = engine.zeros()

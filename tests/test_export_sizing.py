@@ -28,7 +28,7 @@ def test_a_large_head_is_screened_as_the_exporter_would(monkeypatch, bits):
     monkeypatch.setattr(screening, "LEAST_WEIGHTS", 1)
     model, variant = trained.model(), VARIANTS[bits]
     weights, config = weights_of(model), model.config
-    screen = screening.find_screen(model, screening.EXACT_WORDS[variant.embedding])
+    screen = screening.screen_for(model, variant.embedding)
     exported = build(config, weights, variant.plan(weights), screen)
     sizing.graph_size.cache_clear()
     size = sizing.graph_size(config, variant)
