@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -96,6 +97,12 @@ class ModelConfig:
         else:
             heeded = OF_SOME if self.layer == "ringing" else OF_SOME - {"turning", "quickest"}
         return OF_SOME - heeded | (frozenset() if self.copy_window else {"copy_width", "copy_context"})
+
+    def check_heeded(self, names: Iterable[str]) -> None:
+        """Raise ValueError if one of these fields changes nothing here."""
+        for name in sorted(self.unheeded.intersection(names)):
+            here = "without copy_window" if name.startswith("copy_") else f"of layer {self.layer!r}"
+            raise ValueError(f"model.{name} changes nothing in a model {here}: leave it out")
 
     @property
     def windowed(self) -> bool:
