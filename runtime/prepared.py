@@ -6,7 +6,9 @@ them maps the file. The weights then cost no private memory, and other processes
 results are the same, and a session is made in half the time.
 
 An entry belongs to one graph with so many of its atoms, one release of ONNX Runtime and one CPU, and its name
-is the digest of these: where one of them changes, another entry is made. It appears whole, by one rename; of
+is the digest of these: where one of them changes, another entry is made. So it is where a process may use one
+core alone: ONNX Runtime 1.32 packs int8 otherwise there on a CPU with AMX, and given the other form makes its
+own, in memory. It appears whole, by one rename; of
 two processes that make it at once, one wins and both use that. It is kept only if it computes what the graph
 computes: ONNX Runtime 1.31 reads 4-bit weights wrongly that it wrote at some offsets of the file (at 2400,
 not at multiples of 64).
@@ -83,6 +85,7 @@ def prepare(
         "atoms": bundle.atoms,
         "onnxruntime": onnxruntime().__version__,
         "cpu": cpu_identity(),
+        "one_core": usable_cores() == 1,
     }
     root = (cache or cache_folder()) / "prepared"
     folder = root / hashlib.sha256(encode_json(identity)).hexdigest()[:32]
@@ -117,6 +120,13 @@ def cache_folder() -> Path:
         raise CacheError(
             "there is no home folder to keep a cache in; name a folder of your own in SDGM_EDGE_CACHE"
         ) from e
+
+
+def usable_cores() -> int:
+    """How many cores this process may use; 0 where that is not told."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 0
 
 
 def cpu_identity() -> dict[str, str]:

@@ -128,14 +128,17 @@ def test_the_weights_are_mapped_from_the_file(entry, path):
     assert [line.split()[-1] for line in lines] == [str(entry.folder / DATA)] * len(lines) != []
 
 
-@pytest.mark.parametrize("changed", ["graph", "onnxruntime", "cpu"])
+@pytest.mark.parametrize("changed", ["graph", "onnxruntime", "cpu", "cores"])
 def test_another_graph_release_or_cpu_has_an_entry_of_its_own(entry, path, tmp_path, monkeypatch, changed):
     if changed == "graph":
         path = tiny.write(tmp_path / "b", {"model_int8": tiny.graph(seed=9).SerializeToString()})
     elif changed == "onnxruntime":
         monkeypatch.setattr(module.onnxruntime(), "__version__", "9.9.9")
-    else:
+    elif changed == "cpu":
         monkeypatch.setattr(module, "cpu_identity", lambda: {"flags": "fpu"})
+    else:
+        alone = module.usable_cores() == 1
+        monkeypatch.setattr(module, "usable_cores", lambda: 2 if alone else 1)
     other = prepare(read_bundle(path), "int8")
     assert other.made
     assert other.folder != entry.folder
