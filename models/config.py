@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -64,6 +63,11 @@ class ModelConfig:
             _integer(name, getattr(self, name), 1)
         for name in ("glu_width", "copy_window", "copy_context"):
             _integer(name, getattr(self, name), 0)
+        if self.copy_context and not self.copy_window:
+            raise ValueError(
+                f"model.copy_context needs a head that points, got {self.copy_context} without copy_window: "
+                "set copy_window too, or leave copy_context out"
+            )
         for name in ("dropout", "atom_dropout", "embedding_dropout"):
             rate = getattr(self, name)
             if not isinstance(rate, int | float) or not 0 <= rate < 1:
@@ -96,13 +100,7 @@ class ModelConfig:
             heeded = MIXERS[self.layer].reads
         else:
             heeded = OF_SOME if self.layer == "ringing" else OF_SOME - {"turning", "quickest"}
-        return OF_SOME - heeded | (frozenset() if self.copy_window else {"copy_width", "copy_context"})
-
-    def check_heeded(self, names: Iterable[str]) -> None:
-        """Raise ValueError if one of these fields changes nothing here."""
-        for name in sorted(self.unheeded.intersection(names)):
-            here = "without copy_window" if name.startswith("copy_") else f"of layer {self.layer!r}"
-            raise ValueError(f"model.{name} changes nothing in a model {here}: leave it out")
+        return OF_SOME - heeded | (frozenset() if self.copy_window else {"copy_width"})
 
     @property
     def windowed(self) -> bool:

@@ -219,7 +219,8 @@ def _changed(config: RunConfig, changes: dict[str, str]) -> RunConfig:
             raise ValueError(f"a key must be one of {', '.join([*SHORT, *sorted(known)])}, got {key!r}")
         new[known[key]][key] = _value(key, text, getattr(tables[known[key]], key))
     model, loss, training = (replace(table, **new[name]) for name, table in tables.items())
-    model.check_heeded(new["model"])
+    if unheeded := model.unheeded & new["model"].keys():
+        raise ValueError(f"{min(unheeded)} changes nothing in a model of layer {model.layer!r}: leave it out")
     return replace(config, model=model, loss=loss, training=training)
 
 

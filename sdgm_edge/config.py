@@ -250,13 +250,7 @@ def load_config(
         if not isinstance(known, Mapping):
             raise ConfigError(f"{path}: {name} must be a table like [{name}], got {known!r}")
         values[name] = {**known, **table}
-    origin = str(path) if path else "config"
-    config = RunConfig.from_dict(values, origin, base)
-    try:
-        config.model.check_heeded(values.get("model", {}))
-    except ValueError as reason:
-        raise ConfigError(f"{origin}: {reason}") from reason
-    return config
+    return RunConfig.from_dict(values, str(path) if path else "config", base)
 
 
 Config = TypeVar("Config", CorpusConfig, ModelConfig, LossWeights, TrainingConfig)

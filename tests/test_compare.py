@@ -434,9 +434,9 @@ def test_a_comparison_of_no_seed_is_refused(terms, tmp_path):
 
 def test_settings_that_change_nothing_are_refused(terms):
     for entry, told in (
-        ("lstm:K=7", "model.num_atoms changes nothing in a model of layer 'lstm': leave it out"),
-        ("gpt2:turning=0", "model.turning changes nothing in a model of layer 'gpt2'"),
-        ("sdgm:copy_width=8", "model.copy_width changes nothing in a model without copy_window"),
+        ("lstm:K=7", "num_atoms changes nothing in a model of layer 'lstm': leave it out"),
+        ("gpt2:turning=0", "turning changes nothing in a model of layer 'gpt2'"),
+        ("sdgm:copy_width=8", "copy_width changes nothing"),
     ):
         with pytest.raises(ConfigError, match=f"{entry}: {told}"):
             entry_config(entry, replace(terms, copy_window=0), 0)

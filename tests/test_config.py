@@ -53,11 +53,6 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("preset = [1]", r"preset must be one of paper, edge-nano, .*, got \[1\]"),
         ('[training]\nschedule = "step"', "training.schedule must be cosine or constant"),
         ("[model]\nlayer = 'fnet'\n[loss]\nprior = 1.0", "a model of layer 'fnet' has no dictionary"),
-        ("[model]\ncopy_context = 2", "model.copy_context changes nothing in a model without copy_window"),
-        (
-            "[model]\nlayer = 'lstm'\nturning = 0.5",
-            "model.turning changes nothing in a model of layer 'lstm': leave it out",
-        ),
         ("[training]\ncarry_state = 1", "training.carry_state must be true or false"),
         (
             "[training]\nbatch_size = true",

@@ -322,6 +322,7 @@ def test_config_round_trips_and_names_what_is_wrong():
         ({"width": 0}, "model.width must be a whole number of at least 1, got 0"),
         ({"num_atoms": 2.5}, "model.num_atoms must be a whole number"),
         ({"copy_window": -1}, "model.copy_window must be a whole number of at least 0"),
+        ({"copy_context": 2}, "model.copy_context needs a head that points, got 2 without copy_window"),
         ({"copy_context": -1}, "model.copy_context must be a whole number of at least 0"),
         ({"dropout": 1.0}, r"model.dropout must lie in \[0, 1\), got 1.0"),
         ({"atom_dropout": -0.1}, r"model.atom_dropout must lie in \[0, 1\), got -0.1"),
