@@ -94,6 +94,7 @@ class Editor:
         self.buffer.cursor_position = len(text)
         self.buffer.on_text_changed += self._typed
         self._status = f"{path}   Tab takes a suggestion, Ctrl-Right a word; Ctrl-S saves, Ctrl-Q leaves"
+        self._saved = ""  # what came of saving, until the text changes: no suggestion takes its place
         bar = Window(FormattedTextControl(lambda: self._status), height=1, style="reverse")
         self.application: Application[None] = Application(
             Layout(HSplit([area, bar])), key_bindings=self._keys(), full_screen=True
@@ -121,6 +122,7 @@ class Editor:
 
     def _typed(self, buffer: Buffer) -> None:
         """Ask for a suggestion for the text as it is now; the one that is being made is given up."""
+        self._saved = ""
         with self._changed:
             self._wanted, self._version = buffer.text, self._version + 1
             self._changed.notify()
@@ -145,7 +147,7 @@ class Editor:
     def _show(self, text: str, suggestion: str, status: str) -> None:
         if text == self.buffer.text:
             self.buffer.suggestion = Suggestion(suggestion) if suggestion else None
-            self._status = f"{self.path}   {status}"
+            self._status = f"{self.path}   {self._saved or status}"
             self.application.invalidate()
 
     def _keys(self) -> KeyBindings:
@@ -163,9 +165,10 @@ class Editor:
         def _(event: KeyPressEvent) -> None:
             try:
                 self.path.write_bytes(self.buffer.text.encode())
-                self._status = f"{self.path}   saved"
+                self._saved = "saved"
             except OSError as reason:
-                self._status = f"{self.path}   not saved: {reason.strerror}"
+                self._saved = f"not saved: {reason.strerror}"
+            self._status = f"{self.path}   {self._saved}"
 
         @keys.add("c-q")
         def _(event: KeyPressEvent) -> None:

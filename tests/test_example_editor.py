@@ -166,6 +166,10 @@ def test_line_ends_stay_and_what_cannot_be_saved_is_told(editor, gen, tmp_path):
         app.path = tmp_path / "nowhere" / "notes.txt"
         keys.send_text("\x13")
         await until(lambda: "not saved: No such file" in app._status)
+        app._show("one\r\ntwo\r\nabc", "", "suggested in 1 ms")
+        assert "not saved: No such file" in app._status, "a suggestion that comes later takes its place"
+        keys.send_text("d")
+        await until(lambda: "suggested" in app._status)
 
     edit(editor, gen, path, scenario)
 
