@@ -84,7 +84,7 @@ def test_gzip_is_told_by_content(tmp_path: Path) -> None:
     assert text_of(open_documents([tmp_path / "packed", tmp_path / "plain.gz"], tmp_path)) == "packedplain"
 
 
-@pytest.mark.parametrize("data", [b"typed\n", gzip.compress(b"typed\n")])
+@pytest.mark.parametrize("data", [b"typed\n", gzip.compress(b"typed\n")], ids=["plain", "packed"])
 def test_standard_input_can_be_read_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
