@@ -23,7 +23,7 @@ from sdgm_edge.tokenization import BEGIN_ID, train_bpe
 
 from .builder import Array
 from .graph import build_graph, matrix_names
-from .screening import EXACT_WORDS, Screen, is_large, rank_of
+from .screening import EXACT_WORDS, PREVIEW, Screen, is_large, rank_of
 from .variants import CHUNK, Variant, build, bundle_config
 
 NUM_COMPONENTS = 16
@@ -64,7 +64,7 @@ def untrained_screen(config: ModelConfig, variant: Variant, weights: Mapping[str
     row = weights["embedding.weight"][0, :rank]
     up = np.broadcast_to(row, (config.vocab_size, rank))
     down = np.broadcast_to(weights["embedding.weight"][0], (rank, config.width))
-    return Screen(down, up, weights["bias"], min(exact, config.vocab_size // 4), "q4")
+    return Screen(down, up, weights["bias"], min(exact, config.vocab_size // 4), PREVIEW[variant.embedding])
 
 
 def untrained_graph(config: ModelConfig, variant: Variant) -> bytes:

@@ -55,8 +55,9 @@ class Variant:
         points = "pointer.key.weight" in weights
         embedding = "rows8" if points and self.bits == 8 else self.embedding
         plan = {**dict.fromkeys(names, self.matrices), "embedding.weight": embedding}
-        small = [name for name in plan if self.bits == 4 and name.endswith(".atoms.synthesis.weight")]
-        return plan | dict.fromkeys(small, "rows4")
+        if self.bits == 4:
+            plan |= {name: "rows4" for name in plan if name.endswith(".atoms.synthesis.weight")}
+        return plan
 
     def by_rows(self) -> Variant:
         """Return the same with products that round each token's activations as if it were alone.
